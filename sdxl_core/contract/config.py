@@ -56,15 +56,17 @@ class Option:
     default: str
 
 
-def options(cls: type[Any], prefix: str = "") -> Iterator[Option]:
-    """Every setting of ``cls`` and of the configs nested in it, in order of definition."""
+def options(cls: type[Any], prefix: str = "", defaults: object = None) -> Iterator[Option]:
+    """Every setting of ``cls`` and of the configs nested in it, in order of definition.
+
+    ``prefix`` goes before each name; ``defaults`` is an instance whose values are the defaults.
+    """
     for name, field, hint in _fields(cls):
-        bare_type = _bare(hint)
+        bare_type, default = _bare(hint), getattr(defaults, name, _default(field))
         if isinstance(bare_type, type) and dataclasses.is_dataclass(bare_type):
-            yield from options(bare_type, f"{prefix}{name}.")
+            yield from options(bare_type, f"{prefix}{name}.", default)
         else:
             type_text = bare_type.__name__ if isinstance(bare_type, type) else str(bare_type)
-            default = _default(field)
             text = "" if default is dataclasses.MISSING else repr(default)
             yield Option(name=prefix + name, type=type_text.replace("typing.", ""), default=text)
 

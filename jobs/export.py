@@ -1,0 +1,83 @@
+"""Writes a model in another layout or precision.
+
+Left: a diffusers folder, a single safetensors file, or an embedded model by name. Right: the same
+weights as a diffusers folder (plain diffusers loads it) or as one file in the layout of the
+released models. Nothing is repaired on the way: a missing or surplus tensor is an error that names
+it. To run it:
+
+    sdxl export tiny out/tiny.safetensors --layout single-file --dtype float16
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from typing import Annotated, Literal
+
+import tyro
+
+from sdxl_core.contract.config import Location, config
+
+logger = logging.getLogger(__name__)
+
+
+@config
+class ExportConfig:
+    """Write a model in another layout or precision."""
+
+    checkpoint: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """Diffusers folder, .safetensors file or name of an embedded model; local or s3://."""
+
+    out: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder (diffusers) or .safetensors file (single-file) to write; local or s3://."""
+
+    layout: Literal["diffusers", "single-file"]
+    """Form of the output."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the tensors in the output."""
+
+    variant: str | None = None
+    """Read files of this variant of a diffusers folder, for example fp16."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSummary:
+    """What was written, and the digest that names the weights on every row they produce."""
+
+    out: str
+    layout: str
+    dtype: str
+    model_kind: str
+    source_digest: str
+    seconds: float
+    exit_code: int = 0
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+def run(config: ExportConfig) -> ExportSummary:
+    """Reads ``config.checkpoint`` strictly and writes it to ``config.out``.
+
+    Raises:
+        WeightsError: the checkpoint is missing, incomplete, or has tensors that do not fit.
+    """
+    import torch  # late: `sdxl export --help` and a wrong flag need not wait for it
+
+    from sdxl_core.nets.weights import export_model, load_model
+
+    started = time.monotonic()
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    model = load_model(config.checkpoint, dtype=dtype, variant=config.variant)
+    export_model(model, config.out, layout=config.layout, dtype=dtype)
+    logger.info("wrote %s as %s, %s", config.out, config.layout, config.dtype)
+    return ExportSummary(
+        out=config.out,
+        layout=config.layout,
+        dtype=config.dtype,
+        model_kind=model.kind,
+        source_digest=model.digest,
+        seconds=round(time.monotonic() - started, 3),
+    )

@@ -1,4 +1,4 @@
-"""What every test can rely on: no network by accident, few threads, no deadline on a busy machine."""
+"""What every test can rely on: no network by accident, few threads, no deadlines."""
 
 import os
 

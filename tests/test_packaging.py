@@ -1,4 +1,4 @@
-"""The wheel: three packages and the embedded model, nothing else; it works away from the repository."""
+"""The wheel: three packages and the embedded model, nothing else; it works where it lands."""
 
 import json
 import shutil
@@ -19,8 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, for setuptools writes beside the sources."""
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
-    for name in filter(None, listed.split("\0")):
+    for name in tracked_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
@@ -35,12 +34,10 @@ def test_wheel_holds_the_three_packages_and_the_embedded_model_and_nothing_else(
     names = set(zipfile.ZipFile(wheel).namelist())
     inside = {name for name in names if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in inside} == set(PACKAGES)
-    sources = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+    sources = {name for name in tracked_files() if name.split("/")[0] in PACKAGES}
+    assert {name for name in inside if name.endswith(".py")} == {
+        name for name in sources if name.endswith(".py")
     }
-    assert {name for name in inside if name.endswith(".py")} == sources
     assert {f"{package}/py.typed" for package in PACKAGES} <= inside
     for model in ("tiny", "tiny-refiner"):
         folder = f"sdxl_core/assets/{model}/"
@@ -70,11 +67,16 @@ def test_installed_wheel_generates_pictures_outside_the_repository(
     assert found.startswith(str(tmp_path))
 
 
+def tracked_files() -> list[str]:
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
 def install(wheel: Path, folder: Path) -> Path:
     """A fresh environment with the wheel, which finds the libraries of the one that runs the tests.
 
-    Only its folder of libraries is added, not what ``.pth`` files there point to: were this repository
-    installed there in editable form, it would stay out of sight.
+    Only its folder of libraries is added, not what ``.pth`` files there point to: were this
+    repository installed there in editable form, it would stay out of sight.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"

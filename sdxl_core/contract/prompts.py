@@ -20,6 +20,7 @@ from sdxl_core.contract.seeds import row_seed
 
 __all__ = [
     "ALIASES",
+    "ALIAS_OF",
     "PROMPT_COLUMNS",
     "SAMPLERS",
     "UNREADABLE_COLUMN",
@@ -32,7 +33,7 @@ __all__ = [
 
 # DiffusionDB's names, and ours.
 ALIASES: Final = {"p": "prompt", "step": "steps", "cfg": "guidance_scale"}
-_ALIAS_OF: Final = {name: alias for alias, name in ALIASES.items()}
+ALIAS_OF: Final = {name: alias for alias, name in ALIASES.items()}
 
 # What other tools call a prompt: not accepted, only suggested.
 _LIKELY_NAMES = ("caption", "text", "prompts")
@@ -122,8 +123,8 @@ def check_columns(names: Sequence[str], *, file: str) -> None:
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
-    if value is None and name in _ALIAS_OF:
-        return row.get(_ALIAS_OF[name])
+    if value is None and name in ALIAS_OF:
+        return row.get(ALIAS_OF[name])
     return value
 
 

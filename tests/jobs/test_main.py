@@ -1,9 +1,9 @@
 """The command line: what it accepts, what it refuses and how it says so."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -163,18 +163,18 @@ def test_sigterm_after_ray_took_over_the_signal_is_still_an_interruption() -> No
     assert done.returncode == 130
 
 
-def test_help_answers_within_a_second_and_loads_no_heavy_library() -> None:
+def test_help_takes_less_than_a_second_and_loads_no_heavy_library() -> None:
+    """Counted is processor time, which other work on the machine does not change."""
     code = (
         "import sys; from jobs.__main__ import main; code = main(['--help']);"
         "heavy = {'torch', 'ray', 'diffusers', 'pyarrow', 'pydantic'} & set(sys.modules);"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-        seconds.append(time.monotonic() - started)
-    assert min(seconds) < 1.0
+    before = os.times()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    after = os.times()
+    seconds = sum(after[2:4]) - sum(before[2:4])
+    assert 0 < seconds < 1.0
 
 
 @pytest.mark.parametrize("command", ["export --help", "fsck --help", "export a b --layuot x"])

@@ -19,6 +19,19 @@ from open_clip.transformer import QuickGELU, TextTransformer  # noqa: E402
 from transformers.models.clip.configuration_clip import CLIPTextConfig  # noqa: E402
 from transformers.models.clip.modeling_clip import CLIPTextModel  # noqa: E402
 
+__all__ = [
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "TextTransformer",
+    "UNet2DConditionModel",
+    "build_networks",
+    "build_text_1",
+    "build_text_2",
+    "build_unet",
+    "build_vae",
+    "clip_text_config",
+]
+
 
 def build_unet(preset: ModelPreset) -> UNet2DConditionModel:
     """Returns the UNet of ``preset`` in evaluation mode."""

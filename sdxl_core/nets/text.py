@@ -1,16 +1,11 @@
-"""What SDXL takes from its two text encoders: penultimate states, and the pooled vector of encoder 2.
+"""What SDXL takes from its text encoders: penultimate states, and the pooled vector of encoder 2.
 
 Shape suffixes: B prompts, T token positions, D width of the tower, P width of its projection.
 """
 
 import torch
 
-from sdxl_core.nets.torchvision_ops import declare_missing_torchvision_ops
-
-declare_missing_torchvision_ops()
-
-from open_clip.transformer import TextTransformer  # noqa: E402
-from transformers.models.clip.modeling_clip import CLIPTextModel  # noqa: E402
+from sdxl_core.nets.build import CLIPTextModel, TextTransformer
 
 
 def encode_text_1(encoder: CLIPTextModel, ids_BT: torch.Tensor) -> torch.Tensor:

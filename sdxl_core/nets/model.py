@@ -1,0 +1,125 @@
+"""A loaded model: its networks, and what its files say about how to use them."""
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sdxl_core.contract.errors import ConfigError
+from sdxl_core.nets.build import (
+    AutoencoderKL,
+    CLIPTextModel,
+    TextTransformer,
+    UNet2DConditionModel,
+    build_networks,
+)
+from sdxl_core.nets.presets import ModelKind, ModelPreset
+
+PredictionType = Literal["epsilon", "v_prediction"]
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SdxlModel:
+    """Networks of a base or a refiner, ready to run, in evaluation mode."""
+
+    preset: ModelPreset
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_1: CLIPTextModel | None
+    """None in a refiner."""
+    text_2: TextTransformer
+    prediction_type: PredictionType = "epsilon"
+    timestep_spacing: TimestepSpacing = "leading"
+    steps_offset: int = 1
+    force_zeros_for_empty_prompt: bool
+    """True in the base: a row without a negative prompt is guided away from zero embeddings."""
+    digest: str = ""
+    """SHA-256 of the tensors as they are stored; "" when the weights come from no file."""
+    stored_dtypes: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
+    """Precision of each tensor in its file, by ``component/name in the network``. An export writes
+    these unless told otherwise; a tensor that is absent here is written as it is in memory."""
+
+    @property
+    def kind(self) -> ModelKind:
+        """``base`` or ``refiner``."""
+        return self.preset.kind
+
+    @property
+    def vae_fp16_safe(self) -> bool:
+        """Do the files declare that the autoencoder can run in float16 (``force_upcast`` false)."""
+        return not self.preset.vae.force_upcast
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by their folder names in the diffusers layout, sorted."""
+        towers = {} if self.text_1 is None else {"text_encoder": self.text_1}
+        return {**towers, "text_encoder_2": self.text_2, "unet": self.unet, "vae": self.vae}
+
+
+def model_of(preset: ModelPreset, networks: dict[str, nn.Module]) -> SdxlModel:
+    """Returns ``networks`` as a model with the settings of the released models.
+
+    Args:
+        preset: the sizes that the networks have.
+        networks: by their folder names in the diffusers layout, as ``build_networks`` gives them.
+    """
+    return SdxlModel(
+        preset=preset,
+        unet=networks["unet"],
+        vae=networks["vae"],
+        text_1=networks.get("text_encoder"),
+        text_2=networks["text_encoder_2"],
+        force_zeros_for_empty_prompt=preset.kind == "base",
+    )
+
+
+def random_model(preset: ModelPreset, *, seed: int = 0) -> SdxlModel:
+    """Returns a model with random weights, the same for the same seed.
+
+    The global random state is left as it was.
+
+    Args:
+        preset: any sizes; full size takes 14 GB in float32.
+        seed: of torch's generator.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_of(preset, build_networks(preset))
+
+
+def check_vae_dtype(model: SdxlModel, dtype: torch.dtype) -> None:
+    """Refuses an autoencoder precision that gives black images; see ``check_vae_preset_dtype``."""
+    check_vae_preset_dtype(model.preset, dtype)
+
+
+def check_vae_preset_dtype(preset: ModelPreset, dtype: torch.dtype) -> None:
+    """Refuses an autoencoder precision that gives black images.
+
+    The released autoencoder overflows float16 inside; float32 and bfloat16 always work, and float16
+    does for an autoencoder whose files declare ``"force_upcast": false``.
+
+    Raises:
+        ConfigError: if ``dtype`` is float16 and the autoencoder does not declare that it is safe,
+            or if it is none of the three.
+    """
+    if dtype in (torch.float32, torch.bfloat16):
+        return
+    if dtype != torch.float16:
+        raise ConfigError(f"autoencoder precision: found {dtype}, expected float32 or bfloat16")
+    if preset.vae.force_upcast:
+        raise ConfigError(
+            f"autoencoder of {preset.name!r}: found float16, in which the released one overflows to"
+            " black images. Use float32 or bfloat16, or a float16-safe autoencoder, whose"
+            ' vae/config.json says "force_upcast": false'
+        )
+
+
+def default_vae_dtype(preset: ModelPreset, dtype: torch.dtype) -> torch.dtype:
+    """Returns ``dtype`` where the autoencoder may run in it, else float32."""
+    try:
+        check_vae_preset_dtype(preset, dtype)
+    except ConfigError:
+        return torch.float32
+    return dtype

@@ -54,8 +54,8 @@ class StepTable:
     Evaluation e calls the network with ``x * input_scale`` and ``timestep``, estimates the clean
     latents ``D = skip * x + out * output``, and goes on with::
 
-        x_next = coef_x * x + coef_d * D + coef_kept_x * x_kept + coef_kept_d * D_kept + coef_noise
-        * noise
+        x_next = (coef_x * x + coef_d * D
+                  + coef_kept_x * x_kept + coef_kept_d * D_kept + coef_noise * noise)
 
     Then, where ``keep`` is set, ``x_kept`` and ``D_kept`` become the ``x`` and ``D`` of this
     evaluation. Their weights are 0 until something was kept; where ``coef_noise`` is 0 no noise is

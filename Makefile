@@ -25,7 +25,7 @@ stamp := $(VENV)/.installed
 pip_folders = $(PIP_FIND_LINKS) $(shell $(bin)/python -m pip config get global.find-links 2>/dev/null)
 find_links = $(foreach folder,$(sort $(pip_folders)),$(if $(wildcard $(folder)),--find-links $(folder)))
 with_uv = $(bin)/uv pip install --quiet --python $(bin)/python -c constraints.txt $(find_links)
-with_pip = $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+with_pip = $(bin)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 project = --editable '.[dev,s3,train,trackers]'
 
 .PHONY: demo test test-slow lint bench clean venv

@@ -34,8 +34,8 @@ class ExportConfig:
     layout: Literal["diffusers", "single-file"]
     """Form of the output."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the tensors in the output."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Precision of the tensors in the output; None keeps that of each tensor in its file."""
 
     variant: str | None = None
     """Read files of this variant of a diffusers folder, for example fp16."""

@@ -148,8 +148,17 @@ def read_value(field: PromptField, raw: Any) -> Any:
     """
     value = READERS[field.kind](raw)
     if value is None or (field.kind in ("integer", "number") and not _in_range(field, value)):
-        raise ColumnError(field.reason, field.name, describe(raw), _expected_instead(field, raw))
+        raise refusal(field, raw)
     return value
+
+
+def refusal(field: PromptField, raw: Any) -> ColumnError:
+    """Why a row with the cell ``raw`` in this column cannot be used."""
+    expected = field.expected
+    if field.kind == "sampler" and isinstance(raw, str):
+        close = difflib.get_close_matches(raw[:60].lower(), SAMPLERS, n=1)
+        expected += f" (did you mean '{close[0]}'?)" if close else ""
+    return ColumnError(field.reason, field.name, describe(raw), expected)
 
 
 def is_null(field: PromptField, raw: Any) -> bool:
@@ -161,10 +170,3 @@ def _in_range(field: PromptField, value: Any) -> bool:
     if not field.low <= value <= field.high or (field.above_low and value == field.low):
         return False
     return field.multiple_of == 1 or value % field.multiple_of == 0
-
-
-def _expected_instead(field: PromptField, raw: Any) -> str:
-    if field.kind == "sampler" and isinstance(raw, str):
-        close = difflib.get_close_matches(raw[:60].lower(), SAMPLERS, n=1)
-        return field.expected + (f" (did you mean '{close[0]}'?)" if close else "")
-    return field.expected

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sdxl_core.contract.cells import describe
+from sdxl_core.contract.cells import SAMPLERS
 from sdxl_core.contract.config import config
 from sdxl_core.contract.errors import ConfigError, RowError
 from sdxl_core.contract.prompt_fields import (
@@ -12,6 +12,7 @@ from sdxl_core.contract.prompt_fields import (
     ColumnError,
     PromptField,
     read_value,
+    refusal,
 )
 from sdxl_core.contract.reasons import Reason
 
@@ -128,9 +129,12 @@ class PromptDefaults:
 def _check_value(field: PromptField, value: Any) -> Any:
     if value is None and field.nullable:
         return None
-    # Text stands for a number in a CSV file only; in a program it is a mistake.
-    if value is None or (isinstance(value, str) and field.kind not in ("id", "text", "sampler")):
-        raise ColumnError(field.reason, field.name, describe(value), field.expected)
+    # Text for a number, or DiffusionDB's sampler names, belong in tables; in a program or a recipe
+    # they are mistakes.
+    is_text_for_number = isinstance(value, str) and field.kind not in ("id", "text", "sampler")
+    is_foreign_sampler = field.kind == "sampler" and value not in SAMPLERS
+    if value is None or is_text_for_number or is_foreign_sampler:
+        raise refusal(field, value)
     return read_value(field, value)
 
 

@@ -65,6 +65,50 @@ def prompt_tables(draw, max_rows: int = 6) -> pa.Table:
     return pa.concat_tables([table.slice(0, 2), table.slice(2)]) if draw(st.booleans()) else table
 
 
+@st.composite
+def conditioning_tables(draw) -> pa.Table:
+    """Tables whose every cell is right by itself: what can be wrong is which cells are null."""
+    num_rows = draw(st.integers(1, 4))
+    columns = {"prompt": _column(draw, pa.string(), st.just("a cat"), num_rows)}
+    prefixes = draw(st.sampled_from([("",), ("negative_",)]))
+    for prefix in prefixes:
+        for name in (
+            "original_height",
+            "original_width",
+            "target_height",
+            "target_width",
+            "crop_top",
+        ):
+            if draw(st.integers(0, 5)):
+                columns[prefix + name] = _column(draw, pa.int64(), st.just(64), num_rows)
+    return pa.table(columns)
+
+
+@st.composite
+def good_tables(draw) -> pa.Table:
+    """Tables whose every row is valid, in the columns that decide how much work a row is."""
+    num_rows = draw(st.integers(1, 6))
+    cells = {
+        "prompt": (pa.string(), st.sampled_from(["a cat", "", "日本語"])),
+        "height": (pa.string(), st.sampled_from(["64", "512", ""])),
+        "steps": (pa.float64(), st.integers(1, 40).map(float)),
+        "cfg": (pa.float32(), st.sampled_from([0.0, 1.0, 7.5])),
+        "sampler": (pa.string(), st.sampled_from(["euler", "heun", "5", ""])),
+        "refiner": (pa.string(), st.sampled_from(["True", "0", ""])),
+        "handoff": (pa.float64(), st.floats(0.01, 1.0)),
+        "strength": (pa.float64(), st.floats(0.01, 1.0)),
+    }
+    names = ["prompt", *sorted(draw(st.sets(st.sampled_from(sorted(cells)), min_size=4)))]
+    columns = {}
+    for name in dict.fromkeys(names):
+        arrow_type, values = cells[name]
+        nullable = values if name == "prompt" else st.one_of(st.none(), values)
+        columns[name] = pa.array(
+            draw(st.lists(nullable, min_size=num_rows, max_size=num_rows)), arrow_type
+        )
+    return pa.table(columns)
+
+
 def _column(draw, arrow_type: pa.DataType, cells: st.SearchStrategy, num_rows: int) -> pa.Array:
     maybe_null = st.one_of(st.none(), cells, cells, cells)
     values = draw(st.lists(maybe_null, min_size=num_rows, max_size=num_rows))

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from sdxl_core.contract.config import load_toml, to_toml
 from sdxl_core.contract.errors import ConfigError, RowError
 from sdxl_core.contract.prompt_fields import PROMPT_COLUMNS, ColumnError
 from sdxl_core.contract.reasons import Reason
@@ -109,6 +110,17 @@ def test_request_is_guided_above_scale_one(scale, guided):
 def test_defaults_out_of_range_are_refused_before_any_row():
     with pytest.raises(ConfigError, match="'steps': found 0"):
         PromptDefaults(steps=0)
+
+
+def test_defaults_are_read_from_a_recipe_and_written_back(tmp_path):
+    recipe = tmp_path / "run.toml"
+    recipe.write_text('sampler = "heun"\nstrength = 0.5\n')
+    defaults = load_toml(PromptDefaults, recipe)
+    assert defaults == PromptDefaults(sampler="heun", strength=0.5)
+    recipe.write_text(to_toml(defaults))
+    assert load_toml(PromptDefaults, recipe) == defaults
+    with pytest.raises(ConfigError, match="k_heun"):
+        PromptDefaults(sampler="k_heun")
 
 
 def test_column_error_travels_between_processes_whole():

@@ -9,7 +9,7 @@ from sdxl_core.contract.columns import read_rows
 from sdxl_core.contract.errors import RowError
 from sdxl_core.contract.prompts import PromptDefaults, resolve_partly, resolve_row
 from sdxl_core.contract.survey import survey_part
-from tests.sdxl_core.contract.prompt_tables import prompt_tables
+from tests.sdxl_core.contract.prompt_tables import conditioning_tables, good_tables, prompt_tables
 
 DEFAULTS = PromptDefaults(handoff=0.75)
 WORK_NAMES = ("num_rows", "num_base_evaluations", "num_refiner_evaluations")
@@ -41,9 +41,7 @@ def evaluations(request):
     return base_steps * per_step, (request.steps - base_steps) * per_step
 
 
-@settings(max_examples=120, deadline=None)
-@given(prompt_tables())
-def test_survey_of_any_table_agrees_with_its_rows_one_by_one(table):
+def assert_survey_agrees_with_rows(table):
     requests, errors = resolve_all(table, first_row=10)
     found = survey(table, first_row=10)
 
@@ -62,6 +60,36 @@ def test_survey_of_any_table_agrees_with_its_rows_one_by_one(table):
         ((w["height"], w["width"], w["guided"], w["refiner"]), name): w[name]
         for w in found.work.to_pylist() for name in WORK_NAMES
     }) == expected  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt_tables())
+def test_survey_of_any_table_agrees_with_its_rows_one_by_one(table):
+    assert_survey_agrees_with_rows(table)
+
+
+@settings(max_examples=60, deadline=None)
+@given(good_tables())
+def test_survey_of_good_rows_adds_up_their_work(table):
+    assert_survey_agrees_with_rows(table)
+    assert len(survey(table).invalid_rows) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(conditioning_tables())
+def test_survey_of_half_given_sizes_agrees_with_its_rows_one_by_one(table):
+    assert_survey_agrees_with_rows(table)
+
+
+def test_survey_of_an_earlier_runs_output_agrees_with_its_rows_one_by_one():
+    table = pa.table({
+        "prompt": ["a"] * 5,
+        "steps": [None] * 5,
+        "status": ["ok", "failed", "failed", None, "failed"],
+        "reason": [None, "invalid_steps", "out_of_memory", "invalid_steps", None],
+    })  # fmt: skip
+    assert_survey_agrees_with_rows(table)
+    assert survey(table).invalid_rows.tolist() == [1]
 
 
 @settings(max_examples=40, deadline=None)

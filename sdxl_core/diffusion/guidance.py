@@ -10,10 +10,9 @@ from torch import Tensor
 
 
 def apply_guidance(cond_BCHW: Tensor, uncond_BCHW: Tensor, guidance_scale_B: Tensor) -> Tensor:
-    """Goes from the unconditional prediction through the conditional one and beyond: ``u + s * (c -
-    u)``.
+    """Goes from the unconditional prediction towards the conditional one and beyond.
 
-    In the paper's notation (Podell et al. 2023, appendix C), ``s = 1 + w``.
+    The result is ``u + s * (c - u)``; the paper's ``w`` (Podell et al. 2023, appendix C) is s - 1.
 
     Args:
         cond_BCHW: Prediction for the prompt, any float dtype.
@@ -55,8 +54,8 @@ def rescale_guidance(guided_BCHW: Tensor, cond_BCHW: Tensor, rescale_B: Tensor) 
 
 
 def _std_per_row(values_BCHW: Tensor) -> Tensor:
-    # One reduction per row: torch orders the sums of one reduction over a batch by the size of that
-    # batch.
+    # One reduction per row: on a GPU, how a reduction over a batch is split among threads, and so
+    # its rounding, may depend on the size of the batch.
     return torch.stack([values_CHW.std() for values_CHW in values_BCHW])
 
 

@@ -62,7 +62,8 @@ class StepTable:
     drawn.
 
     Attributes:
-        timestep_E: The network's clock, 0 to 999; fractional with linspace spacing.
+        timestep_E: The network's clock, 0 to 999 (1000 with 1000 leading steps, as in diffusers);
+            fractional with linspace spacing.
         sigma_E: Noise level of ``x`` at the evaluation, above 0.
         input_scale_E: ``1 / sqrt(sigma^2 + 1)``.
         skip_E: Weight of ``x`` in ``D``.
@@ -206,8 +207,7 @@ def compile_steps(
 def sampler_timesteps(
     sampler: str, *, num_steps: int, spacing: Spacing, steps_offset: int = 1
 ) -> Floats:
-    """The timestep at which each step of a sampler starts, float64[N], falling; what
-    ``handoff_step`` divides.
+    """The timestep at which each step starts, float64[N], falling; what ``handoff_step`` divides.
 
     Raises:
         ConfigError: as ``make_step_table``.
@@ -224,8 +224,7 @@ def _levels(sampler: str, num_steps: int, spacing: Spacing, steps_offset: int) -
 def handoff_step(
     timesteps: ArrayLike, handoff: float, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
 ) -> int:
-    """Number of steps that the base keeps; the refiner does the rest from its latents, without new
-    noise.
+    """Number of steps that the base keeps; the refiner goes on from its latents as they are.
 
     Args:
         timesteps: Where each step starts: ``sampler_timesteps``.
@@ -242,8 +241,9 @@ def handoff_step(
 
 
 def strength_first_step(num_steps: int, strength: float) -> int:
-    """The step at which an image-to-image run starts, as in diffusers; ``num_steps`` if nothing is
-    left to do.
+    """The step at which an image-to-image run starts; ``num_steps`` if nothing is left to do.
+
+    Rounded as in diffusers: the number of steps to run is rounded down.
 
     Args:
         num_steps: Steps of the whole trajectory, 1 to 1000.

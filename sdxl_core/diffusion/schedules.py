@@ -7,7 +7,7 @@ with the configuration that the released models carry (``beta_start`` 0.00085, `
 """
 
 # Shapes: T=1000 training timesteps, N steps of a sampler, N1=N+1 noise levels: one before each
-# step, one at the end.
+# step and one at the end.
 
 import dataclasses
 import difflib
@@ -65,12 +65,11 @@ class NoiseLevels:
 
 @functools.cache
 def scaled_linear_alphas_cumprod() -> Floats:
-    """Share of the data's variance that is left at each training timestep, float64[T], falling,
-    read-only.
+    """Share of the data's variance that is left at each training timestep.
 
-    Computed in float32 and widened, as in diffusers. Exact arithmetic gives a first sigma that is
-    1.3e-5 smaller; that is no matter to an image, but Karras timesteps are rounded, and for one
-    step count in four it would turn one of them another way.
+    float64[T], falling, read-only. Computed in float32 and widened, as in diffusers. Exact
+    arithmetic gives a first sigma that is 1.3e-5 smaller; that is no matter to an image, but Karras
+    timesteps are rounded, and for one step count in four it would turn one of them another way.
     """
     betas_T = (
         torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float32) ** 2

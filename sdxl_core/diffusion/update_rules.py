@@ -1,5 +1,4 @@
-"""Update rules of the samplers: the weights with which each evaluation's result enters the next
-``x``.
+"""Update rules of the samplers: the weights with which an evaluation enters the next ``x``.
 
 A rule looks at noise levels alone, so any rule runs on any levels. ``D`` is the network's estimate
 of the clean latents; what the weights mean is said in ``sdxl_core.diffusion.samplers.StepTable``.
@@ -33,12 +32,11 @@ class Updates:
 
 
 def euler_updates(levels: NoiseLevels) -> Updates:
-    """Euler's method, ``x + (x - D) / sigma * (sigma_next - sigma)``; also DDIM, which is the same
-    in sigma space.
+    """Euler's method, ``x + (x - D) / sigma * (sigma_next - sigma)``, and DDIM.
 
-    DDIM's result, made for the level ``target`` and carried in variance-preserving space, is read
-    as one for the next
-    level: that is the factor ``gain``, 1 wherever the two agree.
+    In sigma space the two are the same. DDIM's result, made for the level ``target`` and carried in
+    variance-preserving space, is read as one for the next level: that is the factor ``gain``, 1
+    wherever the two levels agree.
     """
     sigma_N, next_N = levels.sigma_N1[:-1], levels.sigma_N1[1:]
     gain_N = np.sqrt((next_N**2 + 1) / (levels.target_N**2 + 1))
@@ -65,16 +63,14 @@ def ancestral_updates(levels: NoiseLevels) -> Updates:
 
 
 def heun_updates(levels: NoiseLevels) -> Updates:
-    """Heun's method: an Euler step, an evaluation at its end, and the step again with the mean of
-    both slopes.
+    """Heun's method: an Euler step, then the same step with the mean of the slopes at both ends.
 
     A step to sigma 0 stays Euler's, for there is no slope at 0. N steps to 0 make 2 N - 1
     evaluations.
     """
     sigma_N, next_N = levels.sigma_N1[:-1], levels.sigma_N1[1:]
     corrected_N = next_N > 0
-    # The slope is (x - D) / sigma; each of the two counts for half of the way from sigma to
-    # sigma_next.
+    # The slope is (x - D) / sigma; each of the two counts for half of the way.
     half_N = (next_N - sigma_N) / 2
     start_N = half_N / sigma_N
     end_N = half_N / np.where(corrected_N, next_N, 1.0)
@@ -96,11 +92,11 @@ def heun_updates(levels: NoiseLevels) -> Updates:
 
 
 def dpmpp_2m_updates(levels: NoiseLevels) -> Updates:
-    """DPM-Solver++ (2M), midpoint form (Lu et al. 2022, algorithm 2), with steps ``h`` in ``-log
-    sigma``.
+    """DPM-Solver++ (2M), midpoint form (Lu et al. 2022, algorithm 2).
 
-    First order where there is no slope of D to use: at the start, at the step to sigma 0, and after
-    a step of no length (1000 linspace steps have one; diffusers divides by zero there).
+    Steps ``h`` are measured in ``-log(sigma)``. First order where there is no slope of D to use: at
+    the start, at the step to sigma 0, and after a step of no length (1000 linspace steps have one;
+    diffusers divides by zero there).
     """
     sigma_N, next_N = levels.sigma_N1[:-1], levels.sigma_N1[1:]
     ratio_N = next_N / sigma_N

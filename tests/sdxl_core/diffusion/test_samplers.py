@@ -248,10 +248,15 @@ def test_handoff_splits_are_the_known_ones(num_steps: int, kept_by_base: int) ->
     assert handoff_step(timesteps, 0.8) == kept_by_base
 
 
+def test_a_timestep_at_the_handoff_is_the_bases() -> None:
+    assert handoff_step([401.0, 201.0, 1.0], 0.799) == 2
+    assert handoff_step([401.0, 200.0, 1.0], 0.799) == 1
+
+
 def test_handoff_and_strength_agree_with_the_diffusers_pipeline() -> None:
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    shares = (0.05, 0.1, 0.29, 0.3, 0.55, 0.7, 0.8, 0.95)
+    shares = (0.05, 0.1, 0.29, 0.3, 0.55, 0.7, 0.799, 0.8, 0.95)
     for sampler, num_steps in itertools.product(("euler", "dpmpp_2m", "ddim"), (1, 7, 30, 50)):
         scheduler = scheduler_for(sampler, num_steps, "leading")
         pipeline = types.SimpleNamespace(scheduler=scheduler)

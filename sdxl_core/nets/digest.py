@@ -2,9 +2,8 @@
 
 Every tensor is named as in the diffusers layout and hashed as it is stored: component, name, dtype,
 shape and bytes. The digest is the SHA-256 of those lines, sorted. So it does not depend on the
-layout, the order, the sharding or the metadata of the files, nor on the precision that the model is
-loaded in; it does depend on the precision of the file, because a model rounded to float16 is another
-model.
+layout, the order, the sharding or the metadata of the files, nor on the precision that the model
+is loaded in. It does depend on the precision of the file: a model rounded to float16 is another.
 """
 
 import hashlib
@@ -35,7 +34,7 @@ class Digest:
 
     def add_stored_tensor(self, component: str, stored_name: str, tensor: torch.Tensor) -> None:
         """Takes a tensor under its name in the diffusers layout, in its stored dtype and shape."""
-        sha256 = hashlib.sha256(tensor_bytes(tensor).numpy()).hexdigest()
+        sha256 = hashlib.sha256(tensor_bytes(tensor).numpy().data).hexdigest()
         shape = "x".join(map(str, tensor.shape))
         self._lines.append(
             f"{component} {stored_name} {DTYPE_NAMES[tensor.dtype]} {shape} {sha256}"

@@ -71,6 +71,19 @@ def text_1_stored_name(name: str) -> str:
     return f"text_model.{name.removeprefix('text_model.')}"
 
 
+def canonical_diffusers_name(component: str, stored_name: str) -> str:
+    """Returns the released name of a tensor that another version of a library may call otherwise.
+
+    transformers 5 saves text encoder 1 without the prefix ``text_model.``; diffusers before 0.18
+    called the autoencoder's attention projections query, key, value and proj_attn.
+    """
+    if component == "text_encoder":
+        return text_1_stored_name(stored_name)
+    if component == "vae":
+        return _renamed(stored_name, _OLD_VAE_RULES)
+    return stored_name
+
+
 def _renamed(name: str, rules: Sequence[_Rule]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
@@ -127,6 +140,13 @@ _VAE_RULES: list[_Rule] = [
     (r"\.resnets\.", ".block."),
     (r"\.conv_shortcut\.", ".nin_shortcut."),
     (r"\.conv_norm_out\.", ".norm_out."),
+]
+
+_OLD_VAE_RULES: list[_Rule] = [
+    (r"(\.attentions\.0)\.query\.", r"\1.to_q."),
+    (r"(\.attentions\.0)\.key\.", r"\1.to_k."),
+    (r"(\.attentions\.0)\.value\.", r"\1.to_v."),
+    (r"(\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
 ]
 
 _TEXT_2_RULES: list[_Rule] = [

@@ -108,7 +108,7 @@ def read_tensor(file: BinaryIO, tensor: StoredTensor, *, url: str) -> torch.Tens
     """
     # One byte at least: torch cannot view an empty buffer as another dtype.
     buffer = torch.empty(max(1, tensor.num_bytes), dtype=torch.uint8)
-    view = memoryview(buffer.numpy())[: tensor.num_bytes]
+    view = buffer.numpy().data[: tensor.num_bytes]
     file.seek(tensor.start)
     filled = 0
     while filled < tensor.num_bytes:
@@ -146,7 +146,7 @@ def write_safetensors(
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in ordered:
-        file.write(memoryview(tensor_bytes(tensor.read()).numpy()))
+        file.write(tensor_bytes(tensor.read()).numpy().data)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ class ExportSummary:
 
     out: str
     layout: str
-    dtype: str
+    dtype: str | None
     model_kind: str
     source_digest: str
     seconds: float
@@ -69,10 +69,10 @@ def run(config: ExportConfig) -> ExportSummary:
     from sdxl_core.nets.weights import export_model, load_model
 
     started = time.monotonic()
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    model = load_model(config.checkpoint, dtype=dtype, variant=config.variant)
+    dtype: torch.dtype | None = None if config.dtype is None else getattr(torch, config.dtype)
+    model = load_model(config.checkpoint, variant=config.variant)
     export_model(model, config.out, layout=config.layout, dtype=dtype)
-    logger.info("wrote %s as %s, %s", config.out, config.layout, config.dtype)
+    logger.info("wrote %s as %s, %s", config.out, config.layout, config.dtype or "precision kept")
     return ExportSummary(
         out=config.out,
         layout=config.layout,

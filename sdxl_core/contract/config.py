@@ -14,12 +14,14 @@ import enum
 import hashlib
 import json
 import tomllib
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import (
     Annotated,
     Any,
     TypeVar,
+    Union,
     dataclass_transform,
     get_args,
     get_origin,
@@ -66,9 +68,8 @@ def options(cls: type[Any], prefix: str = "", defaults: object = None) -> Iterat
         if isinstance(bare_type, type) and dataclasses.is_dataclass(bare_type):
             yield from options(bare_type, f"{prefix}{name}.", default)
         else:
-            type_text = bare_type.__name__ if isinstance(bare_type, type) else str(bare_type)
             text = "" if default is dataclasses.MISSING else repr(default)
-            yield Option(name=prefix + name, type=type_text.replace("typing.", ""), default=text)
+            yield Option(name=prefix + name, type=_type_text(bare_type), default=text)
 
 
 def load_toml(cls: type[T], path: str | Path) -> T:
@@ -176,6 +177,14 @@ def _fields(cls: type[Any]) -> list[tuple[str, dataclasses.Field[Any], Any]]:
 
 def _bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _type_text(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(_type_text(member) for member in get_args(hint))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

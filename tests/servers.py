@@ -99,6 +99,11 @@ def seaweed_s3() -> Iterator[S3Server]:
             yield S3Server(endpoint=f"http://127.0.0.1:{port}", port=port, pid=pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for number in (port, *others.values()):
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                socket_file.unlink(missing_ok=True)
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{number + 10_000}.sock"):
+                socket_file.unlink(missing_ok=True)
 
 
 class FlakyProxy:

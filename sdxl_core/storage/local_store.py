@@ -62,9 +62,9 @@ class LocalStore:
 
         return self._run("read", path, read)
 
-    def open_read(self, path: str) -> BinaryIO:
+    def open_read(self, path: str, *, buffer_bytes: int = 1 << 20) -> BinaryIO:
         """The file, opened for reading."""
-        return self._run("read", path, lambda: open(self.join(path), "rb"))
+        return self._run("read", path, lambda: open(self.join(path), "rb", buffer_bytes))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Writes or replaces the file in one step."""

@@ -29,8 +29,6 @@ from sdxl_core.storage.store_paths import (
 
 T = TypeVar("T")
 
-READ_BUFFER_BYTES = 1 << 20
-
 # What a connection depends on: another value makes another connection.
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
@@ -86,10 +84,10 @@ class S3Store:
         stop = min(stop, self.size(path))
         return self._read_known_range(path, start, stop)
 
-    def open_read(self, path: str) -> BinaryIO:
+    def open_read(self, path: str, *, buffer_bytes: int = 1 << 20) -> BinaryIO:
         """The object as a seekable file that asks for ranges as they are needed."""
         reader = RangeReader(functools.partial(self._read_known_range, path), self.size(path))
-        return cast(BinaryIO, io.BufferedReader(reader, READ_BUFFER_BYTES))
+        return cast(BinaryIO, io.BufferedReader(reader, buffer_bytes))
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Puts the object; large data goes up in parts and appears when the last one is in."""

@@ -45,8 +45,8 @@ class Store(Protocol):
         """Bytes ``start`` (included) to ``stop`` (excluded); shorter where the file ends before."""
         ...
 
-    def open_read(self, path: str) -> BinaryIO:
-        """A seekable, buffered, read-only file; only what is read is transferred."""
+    def open_read(self, path: str, *, buffer_bytes: int = 1 << 20) -> BinaryIO:
+        """A seekable, read-only file; what is transferred is what is read, a buffer at a time."""
         ...
 
     def write_bytes(self, path: str, data: bytes) -> None:
@@ -106,8 +106,13 @@ def open_store(url: str | Path, *, retries: int = 6, timeout_s: float = 30.0) ->
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The URL of the folder that holds the file at ``url``, and the file's name."""
+    """The URL of the folder that holds the file at ``url``, and the file's name.
+
+    A bucket alone is a folder: its name is "".
+    """
     folder, _, name = url.rstrip("/").rpartition("/")
+    if folder.endswith(":/"):  # a bucket alone
+        return url, ""
     return folder or ("/" if url.startswith("/") else "."), name
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sdxl_core.contract.config import Location, config
+from sdxl_core.contract.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ class ExportConfig:
 
     variant: str | None = None
     """Read files of this variant of a diffusers folder, for example fp16."""
+
+    def __post_init__(self) -> None:
+        is_file = self.out.endswith(".safetensors")
+        if is_file != (self.layout == "single-file"):
+            expected = "a folder" if is_file else "a name that ends in .safetensors"
+            raise ConfigError(f"out: layout {self.layout} needs {expected}, got {self.out}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The sizes of the networks: the released SDXL base and refiner, and the embedded toy pair.
 
-A preset is data only. ``sdxl_core.nets.build`` turns one into networks, ``weights`` fills them. The full-size
-numbers are the released diffusers configuration files; the toy pair has the same block types with every size
-knob smaller, so that whatever runs on one runs on the other.
+A preset is data only. ``sdxl_core.nets.build`` turns one into networks, ``weights`` fills them. The
+full-size numbers are the released diffusers configuration files; the toy pair has the same block
+types with every size knob smaller, so that whatever runs on one runs on the other.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ class TextPreset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetPreset:
-    """Arguments of diffusers' ``UNet2DConditionModel`` that differ between presets, under its own names.
+    """Arguments of diffusers' ``UNet2DConditionModel`` that differ between presets, under its own
+    names.
 
     ``attention_head_dim`` counts heads per level: the released files use the key that way.
     """
@@ -46,7 +47,9 @@ class UNetPreset:
     norm_num_groups: int = 32
 
     def diffusers_config(self) -> dict[str, Any]:
-        """Keyword arguments for ``UNet2DConditionModel``, with the values that all SDXL UNets share."""
+        """Keyword arguments for ``UNet2DConditionModel``, with the values that all SDXL UNets
+        share.
+        """
         return {
             **dataclasses.asdict(self),
             "in_channels": 4,
@@ -64,7 +67,9 @@ class UNetPreset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaePreset:
-    """Arguments of diffusers' ``AutoencoderKL`` that differ between presets; the factor is always 8."""
+    """Arguments of diffusers' ``AutoencoderKL`` that differ between presets; the factor is always
+    8.
+    """
 
     block_out_channels: tuple[int, ...]
     sample_size: int
@@ -73,7 +78,9 @@ class VaePreset:
     force_upcast: bool = True
 
     def diffusers_config(self) -> dict[str, Any]:
-        """Keyword arguments for ``AutoencoderKL``, with the values that all SDXL autoencoders share."""
+        """Keyword arguments for ``AutoencoderKL``, with the values that all SDXL autoencoders
+        share.
+        """
         num_levels = len(self.block_out_channels)
         return {
             **dataclasses.asdict(self),
@@ -89,7 +96,9 @@ class VaePreset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelPreset:
-    """A whole model. The refiner has no ``text_1`` and takes an aesthetic score instead of a target size."""
+    """A whole model. The refiner has no ``text_1`` and takes an aesthetic score instead of a target
+    size.
+    """
 
     name: str
     kind: ModelKind
@@ -165,10 +174,11 @@ SDXL_REFINER = ModelPreset(
     text_2=_SDXL_TEXT_2,
 )
 
-# Toy sizes are bounded by the 40 MB that both models may take as float16 in the wheel. The vocabulary is the
-# real one (49,408 tokens), so the embedding tables dominate and the towers are narrow.
+# Toy sizes are bounded by the 40 MB that both models may take as float16 in the wheel. The
+# vocabulary is the real one (49,408 tokens), so the embedding tables dominate and the towers are
+# narrow.
 _TINY_VAE = VaePreset(
-    block_out_channels=(24, 48, 64, 64), sample_size=128, scaling_factor=1.0, norm_num_groups=4
+    block_out_channels=(24, 48, 64, 64), sample_size=128, scaling_factor=0.13025, norm_num_groups=4
 )
 _TINY_TEXT_2 = TextPreset(
     width=48, num_layers=3, num_heads=3, mlp_width=192, activation="gelu", projection_width=48
@@ -205,16 +215,16 @@ TINY_REFINER = ModelPreset(
     name="tiny-refiner",
     kind="refiner",
     unet=UNetPreset(
-        block_out_channels=(32, 48, 48, 48),
+        block_out_channels=(32, 32, 24, 16),
         down_block_types=_REFINER_DOWN,
         up_block_types=_REFINER_UP,
-        attention_head_dim=(1, 2, 2, 2),
+        attention_head_dim=(1, 2, 2, 1),
         transformer_layers_per_block=1,
         cross_attention_dim=48,
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=48 + 5 * 32,
         sample_size=16,
-        norm_num_groups=8,
+        norm_num_groups=4,
     ),
     vae=_TINY_VAE,
     text_1=None,

@@ -14,18 +14,19 @@ import dataclasses
 import difflib
 import importlib.metadata
 import inspect
+import itertools
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
 from jobs.registry import JOBS, Job
-from sdxl_core.contract.config import read_recipe, to_toml
+from sdxl_core.contract.config import options, read_recipe, suggest, to_toml
 from sdxl_core.contract.errors import (
     ConfigError,
     ResourceError,
@@ -72,16 +73,15 @@ def _dispatch(arguments: list[str]) -> int:
         print(importlib.metadata.version("sdxl-ray"))
         return 0
     name, job = arguments[0], _find_job(arguments[0])
-    module, config_type = job.load()
-    call = _parse(name, module, config_type, arguments[1:])
+    call = _parse(name, job, arguments[1:])
     if call.print_config:
         print(to_toml(call.config), end="")
         return 0
     if getattr(call, "plan", False):
-        plan = module.plan(call.config)
+        plan = job.load().plan(call.config)
         print(plan.describe(), plan.to_json(), sep="\n", flush=True)
         return 0
-    summary = module.run(call.config)
+    summary = job.load().run(call.config)
     print(summary.to_json(), flush=True)
     return int(summary.exit_code)
 
@@ -100,14 +100,16 @@ def _find_job(name: str) -> Job:
     raise ConfigError(f"{name}: there is no such job{hint} The jobs are: {', '.join(JOBS)}")
 
 
-def _parse(name: str, module: ModuleType, config_type: type[Any], arguments: list[str]) -> Any:
-    """The call: ``.config`` of ``config_type``, ``.print_config`` and, if offered, ``.plan``."""
+def _parse(name: str, job: Job, arguments: list[str]) -> Any:
+    """The call: ``.config``, ``.print_config`` and, if the job has one, ``.plan``."""
+    config_type = job.load_config()
+    _check_flags(name, job, config_type, arguments)
     call_fields: list[Any] = [
         ("config", Annotated[config_type, tyro.conf.arg(name="")]),
         ("recipe", Annotated[str | None, tyro.conf.arg(help=_RECIPE_HELP, metavar="FILE")], None),
         ("print_config", Annotated[_Flag, tyro.conf.arg(help=_PRINT_CONFIG_HELP)], False),
     ]
-    if hasattr(module, "plan"):
+    if job.has_plan:
         call_fields.append(("plan", Annotated[_Flag, tyro.conf.arg(help=_PLAN_HELP)], False))
     call_type = dataclasses.make_dataclass("Call", call_fields)
     recipe = _recipe_of(name, arguments)
@@ -119,6 +121,21 @@ def _parse(name: str, module: ModuleType, config_type: type[Any], arguments: lis
         description=inspect.getdoc(config_type),
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _check_flags(name: str, job: Job, config_type: type[Any], arguments: list[str]) -> None:
+    """Refuses unknown flags, with a suggestion also where only the last part of a name is close."""
+    known = ["help", "recipe", "print-config", *(["plan"] if job.has_plan else [])]
+    for option in options(config_type):
+        table, _, leaf = option.name.replace("_", "-").rpartition(".")
+        prefix = f"{table}." if table else ""
+        known += [prefix + leaf, *([f"{prefix}no-{leaf}"] if option.type == "bool" else [])]
+    for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+        flag = argument.partition("=")[0].replace("_", "-").removeprefix("--")
+        if argument.startswith("--") and flag not in known:
+            likely = suggest(flag, known)
+            hint = f"did you mean --{likely}? " if likely else ""
+            raise ConfigError(f"--{flag}: unknown flag; {hint}`sdxl {name} --help` lists all")
 
 
 def _recipe_of(name: str, arguments: list[str]) -> str | None:

@@ -1,8 +1,9 @@
 """The jobs by name, and what a job module offers.
 
-A job is the module ``jobs/<name>.py`` with a ``@config`` class and ``run(config) -> Summary``; it
-may offer ``plan(config) -> Plan`` too, and then the command has ``--plan``. This table holds names,
-not modules, so that ``sdxl --help`` imports none of them.
+A job is the module ``jobs/<name>.py`` with ``run(config) -> Summary``, and ``plan(config) -> Plan``
+if it has a plan to show; and a ``@config`` class, in the same module or, where that imports heavy
+libraries, in one of its own. This table holds names, not modules: ``sdxl --help`` imports no job,
+and a wrong flag is answered before torch or Ray are loaded.
 """
 
 import dataclasses
@@ -38,27 +39,39 @@ class Plan(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where a job is: the name of its module and of its config, and one line of help."""
+    """Where a job is: its module, its config as ``module:Class``, and one line of help."""
 
     module: str
     config: str
     help: str
+    has_plan: bool = False
 
-    def load(self) -> tuple[ModuleType, type[Any]]:
-        """Imports the job: its module and its config class."""
-        module = importlib.import_module(self.module)
-        return module, getattr(module, self.config)
+    def load_config(self) -> type[Any]:
+        """Imports the config class."""
+        module_name, class_name = self.config.split(":")
+        config_type: type[Any] = getattr(importlib.import_module(module_name), class_name)
+        return config_type
+
+    def load(self) -> ModuleType:
+        """Imports the job."""
+        return importlib.import_module(self.module)
 
 
 JOBS = {
+    "generate": Job(
+        module="jobs.generate",
+        config="jobs.generate_config:GenerateConfig",
+        help="turn a prompt table into images, every row exactly once",
+        has_plan=True,
+    ),
     "export": Job(
         module="jobs.export",
-        config="ExportConfig",
+        config="jobs.export:ExportConfig",
         help="write a model in another layout or precision",
     ),
     "fsck": Job(
         module="jobs.fsck",
-        config="FsckConfig",
+        config="jobs.fsck:FsckConfig",
         help="check that every part of an output is there and intact",
     ),
 }

@@ -15,7 +15,7 @@ import hashlib
 import json
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import (
     Annotated,
@@ -37,7 +37,10 @@ class _WhereNotWhat:
     """Marker of ``Location``; it has no behaviour."""
 
 
-Location = Annotated[str, _WhereNotWhat()]
+NOT_WHAT = _WhereNotWhat()
+"""Marks a field that changes nothing that is produced, so that the fingerprint leaves it out."""
+
+Location = Annotated[str, NOT_WHAT]
 """A path or URL. It is stored with the run and left out of its fingerprint: moving data changes
 nothing that is produced. What the bytes there *are* enters ``fingerprint`` as an identity."""
 
@@ -70,6 +73,18 @@ def options(cls: type[Any], prefix: str = "", defaults: object = None) -> Iterat
         else:
             text = "" if default is dataclasses.MISSING else repr(default)
             yield Option(name=prefix + name, type=_type_text(bare_type), default=text)
+
+
+def suggest(name: str, known: Sequence[str]) -> str | None:
+    """The one of ``known`` dotted names that ``name`` may stand for: its place or spelling is off."""
+    leaves = [key.rpartition(".")[2] for key in known]
+    leaf = name.rpartition(".")[2]
+    if leaf in leaves:
+        return known[leaves.index(leaf)]
+    if likely := difflib.get_close_matches(name, known, n=1):
+        return likely[0]
+    likely = difflib.get_close_matches(leaf, leaves, n=1)
+    return known[leaves.index(likely[0])] if likely else None
 
 
 def load_toml(cls: type[T], path: str | Path) -> T:
@@ -227,9 +242,8 @@ def _explain(cls: type[Any], name: str, error: Mapping[str, Any]) -> str:
 
 def _unknown_key(cls: type[Any], key: str) -> str:
     known = [option.name for option in options(cls)] + [name for name, _, _ in _fields(cls)]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    likely = same_leaf or difflib.get_close_matches(key, known, n=1)
-    return f"{key}: unknown key" + (f"; did you mean {likely[0]}?" if likely else "")
+    likely = suggest(key, known)
+    return f"{key}: unknown key" + (f"; did you mean {likely}?" if likely else "")
 
 
 def _to_table(config: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """``Request``: one image to make, fully described. ``PromptDefaults``: what rows fall back to."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from sdxl_core.contract.cells import SAMPLERS
@@ -18,6 +18,9 @@ from sdxl_core.contract.reasons import Reason
 
 # Stands where ``Request.__post_init__`` puts the image's own size: readers see plain integers.
 _FROM_SIZE: Final[Any] = None
+
+# Stands for the model's own size while defaults are checked.
+_ANY_SIZE_PX = 1024
 
 NEGATIVE_SIZES = (
     "negative_original_height",
@@ -88,6 +91,8 @@ class Request:
 class PromptDefaults:
     """What a row gets in a column that the table lacks, or that is null in the row.
 
+    A height and width of None are the model's own; ``for_model`` puts them in.
+
     Raises:
         ConfigError: a default is out of range.
     """
@@ -95,8 +100,8 @@ class PromptDefaults:
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
-    height: int = 1024
-    width: int = 1024
+    height: int | None = None
+    width: int | None = None
     steps: int = 30
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
@@ -120,10 +125,23 @@ class PromptDefaults:
     negative_target_width: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise ConfigError(
+                f"height and width: found {self.height} and {self.width}, expected both or none"
+            )
+        values = asdict(self)
+        if self.height is None:
+            values |= {"height": _ANY_SIZE_PX, "width": _ANY_SIZE_PX}
         try:
-            Request(prompt="", **asdict(self))
+            Request(prompt="", **values)
         except RowError as error:
             raise ConfigError(f"a default for the rows cannot be used: {error.detail}") from error
+
+    def for_model(self, native_size_px: int) -> "PromptDefaults":
+        """The defaults with a size: the one given, else a square of ``native_size_px``."""
+        if self.height is not None:
+            return self
+        return replace(self, height=native_size_px, width=native_size_px)
 
 
 def _check_value(field: PromptField, value: Any) -> Any:

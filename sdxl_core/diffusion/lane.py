@@ -196,13 +196,13 @@ class Lane:
         places = x_SCHW.shape[0]
         weight = columns_SK[:, :, None, None, None]
         new_x_SCHW = weight[:, 4] * x_SCHW + weight[:, 5] * denoised_SCHW
-        current = [row.columns_EK[row.position] for row in self.rows]
-        if any(column[6] or column[7] for column in current):
-            new_x_SCHW += weight[:, 6] * self._kept_x_SCHW[:places]
-            new_x_SCHW += weight[:, 7] * self._kept_d_SCHW[:places]
-        for slot, column in enumerate(current):
-            if column[8]:
-                noise_CHW = self.rows[slot].draw_noise().to(self._device)
+        # Added for every row, also where the weight is 0: whether -0.0 becomes 0.0 must not depend on
+        # the neighbours.
+        new_x_SCHW += weight[:, 6] * self._kept_x_SCHW[:places]
+        new_x_SCHW += weight[:, 7] * self._kept_d_SCHW[:places]
+        for slot, row in enumerate(self.rows):
+            if row.columns_EK[row.position, 8]:
+                noise_CHW = row.draw_noise().to(self._device)
                 new_x_SCHW[slot] += weight[slot, 8] * noise_CHW
         return new_x_SCHW
 

@@ -7,7 +7,7 @@ safetensors are read; a pickle is refused.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ from sdxl_core.nets.weights_source import (
     open_source,
 )
 
-__all__ = ["export_model", "load_model"]
+__all__ = ["export_model", "load_model", "model_identity"]
 
 _NUM_LISTED = 20
 """Names of each kind that an error lists."""
@@ -62,6 +62,7 @@ def load_model(
     device: torch.device | str = "cpu",
     variant: str | None = None,
     vae_dtype: torch.dtype | None = None,
+    components: Collection[str] | None = None,
 ) -> SdxlModel:
     """Loads a base or a refiner.
 
@@ -74,9 +75,12 @@ def load_model(
         variant: of the files in a diffusers folder, for example ``fp16``.
         vae_dtype: precision of the autoencoder; None means ``dtype``, or float32 where that would
             overflow.
+        components: load only these networks (names of the folders in the diffusers layout); the
+            others stay without memory and cannot be run. None loads all.
 
     Returns:
-        The model in evaluation mode. Its digest is of the tensors as stored, whatever ``dtype``.
+        The model in evaluation mode. Its digest is of the tensors as stored, whatever ``dtype``;
+        it is "" unless all components are loaded.
 
     Raises:
         WeightsError: if the files are not a whole SDXL model; keys are listed.
@@ -91,18 +95,41 @@ def load_model(
 
     networks = _networks_without_memory(source)
     fillings = _match(source, network_shapes(networks))
-    for component, network in networks.items():
+    wanted = {
+        component: network
+        for component, network in networks.items()
+        if components is None or component in components
+    }
+    for component, network in wanted.items():
         # Torch's own `to`: that of diffusers warns about a cast that here is of empty tensors.
         nn.Module.to(network, dtype=vae_dtype if component == "vae" else dtype)
         network.to_empty(device=device)
-    _restore_buffers(networks)
-    digest, stored_dtypes = _fill(networks, fillings)
+    _restore_buffers(wanted)
+    fillings = [filling for filling in fillings if filling.slot.component in wanted]
+    digest = Digest(diffusers_slots(network_shapes(networks)))
+    stored_dtypes = _fill(wanted, fillings, digest)
     return dataclasses.replace(
         model_of(preset, networks),
         **source.settings.values(),
-        digest=digest,
+        digest=digest.hexdigest() if components is None else "",
         stored_dtypes=stored_dtypes,
     )
+
+
+def model_identity(
+    path_or_name: str | Path, *, variant: str | None = None
+) -> tuple[ModelPreset, str]:
+    """Returns the sizes and the digest of a model, holding one tensor at a time.
+
+    Raises:
+        WeightsError: as ``load_model``.
+    """
+    source = open_source(path_or_name, variant=variant)
+    networks = _networks_without_memory(source)
+    shapes = network_shapes(networks)
+    digest = Digest(diffusers_slots(shapes))
+    _fill({}, _match(source, shapes), digest, shapes=shapes)
+    return source.preset, digest.hexdigest()
 
 
 def _networks_without_memory(source: WeightsSource) -> dict[str, nn.Module]:
@@ -193,11 +220,19 @@ def _listed(kind: str, names: Sequence[str]) -> str:
 
 
 def _fill(
-    networks: Mapping[str, nn.Module], fillings: Sequence[_Filling]
-) -> tuple[str, dict[str, torch.dtype]]:
-    """Reads the tensors into the networks; returns their digest and their stored precision."""
+    networks: Mapping[str, nn.Module],
+    fillings: Sequence[_Filling],
+    digest: Digest,
+    *,
+    shapes: Shapes | None = None,
+) -> dict[str, torch.dtype]:
+    """Reads the tensors into those networks that are given, and into the digest.
+
+    Returns:
+        The stored precision of every tensor.
+    """
+    shapes = network_shapes(networks) if shapes is None else shapes
     targets = {component: network.state_dict() for component, network in networks.items()}
-    digest = Digest(diffusers_slots(network_shapes(networks)))
     stored_dtypes: dict[str, torch.dtype] = {}
     for file in dict.fromkeys(filling.file for filling in fillings):
         with file.store.open_read(file.path) as opened:
@@ -206,15 +241,15 @@ def _fill(
                     continue
                 slot = filling.slot
                 stored = read_tensor(opened, filling.tensor, url=file.url)
-                target = targets[slot.component][slot.network_name]
                 if file.component is None:
-                    whole = stored.view(target.shape)
+                    whole = stored.view(shapes[slot.component][slot.network_name])
                     digest.add_network_tensor(slot.component, slot.network_name, whole)
                 else:
                     digest.add_stored_tensor(slot.component, slot.stored_name, stored)
-                slot.view(target).copy_(stored)
+                if slot.component in targets:
+                    slot.view(targets[slot.component][slot.network_name]).copy_(stored)
                 _note_dtype(stored_dtypes, slot, stored.dtype, url=file.url)
-    return digest.hexdigest(), stored_dtypes
+    return stored_dtypes
 
 
 def _note_dtype(

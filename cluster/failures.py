@@ -1,0 +1,113 @@
+"""The boundary of a part: whatever happens inside a stage becomes failed rows or a stopped job.
+
+This is the one module that catches everything. A stage may fail in three ways. A row's own fault
+is a ``RowError`` and never gets here. The storage failing for good (full disk, no access, a
+connection that does not come back) stops the job with nothing lost: what is committed stays, the
+part in hand is made again by the next run. Everything else is tried again, first the whole part,
+then row by row, so that one row that crashes a library fails alone.
+
+A worker that dies leaves no exception behind. The hub counts how often each stage has begun a
+part; a part that was begun too often is failed instead of being tried for ever.
+"""
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable
+
+from cluster.messages import PartWork, RowWork
+from sdxl_core.contract.errors import RowError, StoreError
+from sdxl_core.contract.reasons import Reason
+
+logger = logging.getLogger(__name__)
+
+Stage = Callable[[PartWork, list[RowWork]], None]
+
+# After one of these the CUDA context of the process is of no use any more.
+_BROKEN_DEVICE = ("CUDA error", "device-side assert", "cudaError")
+
+
+def guard_rows(work: PartWork, run: Stage, *, stage: str, attempt: int, max_attempts: int) -> None:
+    """Runs a stage over the pending rows of a part; every row ends done or failed.
+
+    Args:
+        work: The part; rows are changed in place.
+        run: The stage: (part, rows to run).
+        stage: Its name, for messages.
+        attempt: How often this stage has begun this part, this time included.
+        max_attempts: Begin it so often at most.
+    """
+    if attempt > max_attempts:
+        _fail(
+            work.pending,
+            f"{stage}: the worker died {attempt - 1} times on part {work.part}; its log says why. "
+            "Fix the cause and run again with --retry-failed",
+        )
+        return
+    try:
+        run(work, work.pending)
+        return
+    except StoreError as error:
+        work.fatal = f"{stage}, part {work.part}: {error}"
+        return
+    except Exception as error:
+        _leave_broken_process(error)
+        logger.warning("%s failed on part %d, rows go one by one: %s", stage, work.part, error)
+    for row in work.pending:
+        try:
+            run(work, [row])
+        except StoreError as error:
+            work.fatal = f"{stage}, part {work.part}: {error}"
+            return
+        except Exception as error:
+            _leave_broken_process(error)
+            _fail([row], f"{stage}: {describe(error)}")
+
+
+def guard_commit(work: PartWork, commit: Callable[[], None], *, stage: str) -> None:
+    """Runs the writing of a part. There is nobody to fail here: it succeeds or the job stops."""
+    for pause_s in (0.5, 2.0, None):
+        try:
+            commit()
+            return
+        except StoreError as error:
+            work.fatal = f"{stage}, part {work.part}: {error}"
+            return
+        except Exception as error:
+            work.fatal = f"{stage}, part {work.part}: {describe(error)}"
+            logger.warning("%s failed on part %d: %s", stage, work.part, traceback.format_exc())
+            if pause_s is None:
+                return
+        work.fatal = ""
+        time.sleep(pause_s)
+
+
+def guard_read(part: int, read: Callable[[], PartWork]) -> PartWork | str:
+    """Reads a part; a part that cannot be read stops the job, and the message says which file."""
+    try:
+        return read()
+    except Exception as error:
+        logger.warning("part %d cannot be read: %s", part, traceback.format_exc())
+        return f"read, part {part}: {describe(error)}"
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: type, message, and where it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" (at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    message = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {message}{where}"
+
+
+def _fail(rows: list[RowWork], detail: str) -> None:
+    for row in rows:
+        row.error = RowError(Reason.INTERNAL_ERROR, detail)
+
+
+def _leave_broken_process(error: Exception) -> None:
+    """Ends a worker whose device is unusable; Ray starts a new one and repeats the part."""
+    if any(sign in str(error) for sign in _BROKEN_DEVICE):
+        logger.error("the device is in a broken state, this worker ends: %s", error)
+        logging.shutdown()
+        os._exit(1)

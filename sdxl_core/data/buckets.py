@@ -1,8 +1,8 @@
 """Aspect-ratio buckets: the shapes that pictures are trained in and best asked for in.
 
-``SDXL_BUCKETS`` is the table of the SDXL paper (appendix I, arXiv:2307.01952) as it stands there; it is not symmetric:
-704 x 1344 has no mirror image. ``TINY_BUCKETS`` are the same shapes divided by 8, for the embedded model. A bucket is
-``(height_px, width_px)``.
+``SDXL_BUCKETS`` is the table of the SDXL paper (appendix I, arXiv:2307.01952) as it stands there;
+it is not symmetric: 704 x 1344 has no mirror image. ``TINY_BUCKETS`` are the same shapes divided by
+8, for the embedded model. A bucket is ``(height_px, width_px)``.
 """
 
 import math
@@ -55,11 +55,16 @@ SDXL_BUCKETS: tuple[Bucket, ...] = (
     (2048, 512),
 )
 
-TINY_BUCKETS: tuple[Bucket, ...] = tuple((height // 8, width // 8) for height, width in SDXL_BUCKETS)
+TINY_BUCKETS: tuple[Bucket, ...] = tuple(
+    (height // 8, width // 8) for height, width in SDXL_BUCKETS
+)
 
 
-def nearest_bucket(height_px: int, width_px: int, buckets: Sequence[Bucket] = SDXL_BUCKETS) -> Bucket:
-    """Returns the bucket whose aspect ratio is nearest to a picture's, by the difference of logarithms.
+def nearest_bucket(
+    height_px: int, width_px: int, buckets: Sequence[Bucket] = SDXL_BUCKETS
+) -> Bucket:
+    """Returns the bucket whose aspect ratio is nearest to a picture's, by the difference of
+    logarithms.
 
     Args:
         height_px: height of the picture, at least 1.
@@ -71,8 +76,8 @@ def nearest_bucket(height_px: int, width_px: int, buckets: Sequence[Bucket] = SD
     """
     if height_px < 1 or width_px < 1 or not buckets:
         raise ConfigError(
-            f"nearest bucket: found a picture of {height_px} x {width_px} px and {len(buckets)} buckets, "
-            "expected sides of at least 1 px and at least one bucket"
+            f"nearest bucket: found a picture of {height_px} x {width_px} px and "
+            f"{len(buckets)} buckets, expected sides of at least 1 px and at least one bucket"
         )
     wanted = math.log(height_px / width_px)
     return min(buckets, key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - wanted))

@@ -1,8 +1,9 @@
 """Measures from the pixels alone whether a picture shows what a scene's caption says.
 
-The background is the palette colour that rules the border; what differs from it is split into connected pieces; each
-piece gets a colour (nearest in the palette), a shape (best overlap with the shapes as they are drawn), a size and a
-place. The finding is compared with the description, attribute by attribute.
+The background is the palette colour that rules the border; what differs from it is split into
+connected pieces; each piece gets a colour (nearest in the palette), a shape (best overlap with the
+shapes as they are drawn), a size and a place. The finding is compared with the description,
+attribute by attribute.
 """
 
 import dataclasses
@@ -13,23 +14,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from sdxl_core.data.scenes import (
-    PALETTE,
-    POSITIONS,
-    SHAPES,
-    Description,
-    PlacedObject,
-    RgbImage,
-    Scene,
-    Thing,
-    draw_scene,
-)
+from sdxl_core.data.scene_captions import PALETTE, POSITIONS, SHAPES, Description, Thing
+from sdxl_core.data.scenes import PlacedObject, RgbImage, Scene, draw_scene
 
 Mask = npt.NDArray[np.bool_]
 
 # A blend of half background and half object is this far from the background, or farther.
 _LEAST_COLOUR_DISTANCE = 48.0
-# Pieces smaller than this share of the squared short side are specks, not objects; the smallest star has 0.012.
+# Pieces below this share of the squared short side are specks; the smallest star has 0.012.
 _LEAST_AREA = 0.004
 _LEAST_OVERLAP = 0.72
 _MOST_ELONGATION = 1.35
@@ -61,7 +53,8 @@ class SceneFinding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneVerdict:
-    """``wrong`` names the attributes that do not fit: count, shape, colour, size, position, relation, background."""
+    """``wrong`` names the attributes that do not fit: count, shape, colour, size, position,
+    relation, background."""
 
     wrong: tuple[str, ...]
     finding: SceneFinding
@@ -74,7 +67,9 @@ class SceneVerdict:
 
 def nearest_colour(rgb: npt.ArrayLike) -> str:
     """Returns the name of the palette colour nearest to ``rgb`` (0 to 255)."""
-    distances = np.linalg.norm(np.array(list(PALETTE.values()), dtype=float) - np.asarray(rgb, dtype=float), axis=1)
+    distances = np.linalg.norm(
+        np.array(list(PALETTE.values()), dtype=float) - np.asarray(rgb, dtype=float), axis=1
+    )
     return list(PALETTE)[int(distances.argmin())]
 
 
@@ -113,7 +108,11 @@ def _templates() -> dict[str, Mask]:
         item = PlacedObject(shape=shape, colour="black", centre_y=0.5, centre_x=0.5, radius=0.4)
         description = Description(kind="one", things=(Thing(shape=shape, colour="black"),))
         scene = Scene(
-            description=description, background="white", objects=(item,), canvas_height=1.0, canvas_width=1.0
+            description=description,
+            background="white",
+            objects=(item,),
+            canvas_height=1.0,
+            canvas_width=1.0,
         )
         templates[shape] = _resized(draw_scene(scene, 128, 128).mean(2) < 128)
     return templates
@@ -189,7 +188,9 @@ def _thing_faults(thing: Thing, found: FoundObject) -> list[str]:
     return faults
 
 
-def _relation_holds(relation: str, first: FoundObject, second: FoundObject, rgb_HWC: RgbImage) -> bool:
+def _relation_holds(
+    relation: str, first: FoundObject, second: FoundObject, rgb_HWC: RgbImage
+) -> bool:
     down = (second.centre_y - first.centre_y) * rgb_HWC.shape[0]
     right = (second.centre_x - first.centre_x) * rgb_HWC.shape[1]
     angle = math.degrees(math.atan2(down, right)) % 360
@@ -217,9 +218,13 @@ def check_scene(description: Description, rgb_HWC: RgbImage) -> SceneVerdict:
     readings = []
     for order in itertools.permutations(finding.objects):
         faults = {
-            fault for thing, found in zip(expected, order, strict=True) for fault in _thing_faults(thing, found)
+            fault
+            for thing, found in zip(expected, order, strict=True)
+            for fault in _thing_faults(thing, found)
         }
-        if description.relation and not _relation_holds(description.relation, order[0], order[1], rgb_HWC):
+        if description.relation and not _relation_holds(
+            description.relation, order[0], order[1], rgb_HWC
+        ):
             faults.add("relation")
         readings.append(faults)
     wrong |= min(readings, key=lambda faults: (len(faults), sorted(faults)))

@@ -1,8 +1,9 @@
-"""Training samples made of scenes: a picture at bucket size with its caption and its micro-conditioning.
+"""Training samples made of scenes: a picture at bucket size with its caption and its
+micro-conditioning.
 
-Most samples are clean and whole. Some are rendered at another size and resized (so that the original size means
-something), some are cut out of a larger picture (so that the crop coordinates do), some are spoilt by blur, noise or
-JPEG (so that the refiner's aesthetic score does).
+Most samples are clean and whole. Some are rendered at another size and resized (so that the
+original size means something), some are cut out of a larger picture (so that the crop coordinates
+do), some are spoilt by blur, noise or JPEG (so that the refiner's aesthetic score does).
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ SPOILT_AESTHETIC = (2.0, 3.0)
 class SceneSample:
     """One training sample.
 
-    ``rgb_HWC`` is uint8 at target size. Sizes are (height, width) and crop is (top, left), in pixels; crop
-    coordinates are measured in the resized picture, as in SDXL.
+    ``rgb_HWC`` is uint8 at target size. Sizes are (height, width) and crop is (top, left), in
+    pixels; crop coordinates are measured in the resized picture, as in SDXL.
     """
 
     rgb_HWC: RgbImage
@@ -64,7 +65,8 @@ def render_sample(
         rng: the only source of randomness.
         height_px: bucket height in pixels.
         width_px: bucket width in pixels.
-        resized_share: probability of rendering at another size (0.3 to 2 times) and resizing to the bucket.
+        resized_share: probability of rendering at another size (0.3 to 2 times) and resizing to the
+            bucket.
         cropped_share: probability of cutting the bucket out of a picture up to 1.4 times as large.
         spoilt_share: probability of spoiling the finished picture; its aesthetic score says so.
     """
@@ -77,13 +79,18 @@ def render_sample(
     elif draw < resized_share + cropped_share:
         larger = float(rng.uniform(1.0, 1.4))
         original = resized = (round(height_px * larger), round(width_px * larger))
-        crop = (int(rng.integers(resized[0] - height_px + 1)), int(rng.integers(resized[1] - width_px + 1)))
+        crop = (
+            int(rng.integers(resized[0] - height_px + 1)),
+            int(rng.integers(resized[1] - width_px + 1)),
+        )
     scene = random_scene(rng, height_px=height_px, width_px=width_px)
     picture = Image.fromarray(draw_scene(scene, *original))
     if resized != original:
         picture = picture.resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
     top, left = crop
-    rgb_HWC = np.asarray(picture.crop((left, top, left + width_px, top + height_px)), dtype=np.uint8)
+    rgb_HWC = np.asarray(
+        picture.crop((left, top, left + width_px, top + height_px)), dtype=np.uint8
+    )
     spoilt = float(rng.random()) < spoilt_share
     return SceneSample(
         rgb_HWC=spoil(rgb_HWC, rng) if spoilt else rgb_HWC,

@@ -7,6 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdxl_core.data.scene_captions import (
+    PALETTE,
+    SHAPES,
+    SIZES,
+    Description,
+    Thing,
+    random_description,
+)
 from sdxl_core.data.scene_checker import (
     SceneVerdict,
     check_scene,
@@ -15,17 +23,7 @@ from sdxl_core.data.scene_checker import (
     find_objects,
     nearest_colour,
 )
-from sdxl_core.data.scenes import (
-    PALETTE,
-    SHAPES,
-    SIZES,
-    Description,
-    RgbImage,
-    Thing,
-    draw_scene,
-    place_scene,
-    random_description,
-)
+from sdxl_core.data.scenes import RgbImage, draw_scene, place_scene
 
 BUCKETS = [(128, 128), (104, 152), (152, 104), (96, 160), (256, 256)]
 

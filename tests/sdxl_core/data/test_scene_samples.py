@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdxl_core.data.scene_captions import parse_caption
 from sdxl_core.data.scene_checker import check_scene
 from sdxl_core.data.scene_samples import render_sample, spoil
-from sdxl_core.data.scenes import parse_caption
 
 seeds = st.integers(0, 2**32 - 1)
 

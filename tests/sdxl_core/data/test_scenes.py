@@ -5,19 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdxl_core.data.scenes import (
+from sdxl_core.data.scene_captions import (
     PALETTE,
     Description,
     Thing,
-    caption,
     describe,
-    draw_scene,
     is_held_out,
     parse_caption,
-    place_scene,
     random_description,
-    random_scene,
 )
+from sdxl_core.data.scenes import caption, draw_scene, place_scene, random_scene
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -44,7 +41,9 @@ def test_parse_caption_reads_back_what_describe_wrote(seed: int) -> None:
     assert parse_caption(describe(description)) == description
 
 
-@pytest.mark.parametrize("text", ["", "an astronaut", "a red", "five red circles", "a red circle on"])
+@pytest.mark.parametrize(
+    "text", ["", "an astronaut", "a red", "five red circles", "a red circle on"]
+)
 def test_parse_caption_of_other_text_is_none(text: str) -> None:
     assert parse_caption(text) is None
 

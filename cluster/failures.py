@@ -1,7 +1,7 @@
 """The boundary of a part: whatever happens inside a stage becomes failed rows or a stopped job.
 
 This is the one module that catches everything. A stage may fail in three ways. A row's own fault
-is a ``RowError`` and never gets here. The storage failing for good (full disk, no access, a
+is a ``RowError`` and fails that row. The storage failing for good (full disk, no access, a
 connection that does not come back) stops the job with nothing lost: what is committed stays, the
 part in hand is made again by the next run. Everything else is tried again, first the whole part,
 then row by row, so that one row that crashes a library fails alone.
@@ -51,12 +51,16 @@ def guard_rows(work: PartWork, run: Stage, *, stage: str, attempt: int, max_atte
     except StoreError as error:
         work.fatal = f"{stage}, part {work.part}: {error}"
         return
+    except RowError:
+        pass  # of one row; which one it is shows when they go one by one
     except Exception as error:
         _leave_broken_process(error)
         logger.warning("%s failed on part %d, rows go one by one: %s", stage, work.part, error)
     for row in work.pending:
         try:
             run(work, [row])
+        except RowError as error:
+            row.error = error
         except StoreError as error:
             work.fatal = f"{stage}, part {work.part}: {error}"
             return

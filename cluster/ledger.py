@@ -106,7 +106,8 @@ class RunPlan:
     def num_refined(self, num_rows: int) -> int:
         """About how many of ``num_rows`` rows use the refiner."""
         refined: int = sum(work["num_rows"] for work in self.survey["work"] if work["refiner"])
-        return round(num_rows * refined / max(1, self.survey["num_rows"]))
+        num_surveyed: int = self.survey["num_rows"]
+        return round(num_rows * refined / max(1, num_surveyed))
 
     def examples_text(self) -> str:
         """Some rows that cannot be used, with file, row and column."""

@@ -13,10 +13,12 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from cluster.denoise import Denoise
+from cluster.encode_prompts import EncodePrompts
 from cluster.messages import start_message
 from cluster.resources import ENCODER_CPUS, WRITER_CPUS, ClusterSize, PoolPlan
 from cluster.work import GenerateWork
-from cluster.workers import Denoise, EncodePrompts, WriteImages
+from cluster.write_images import WriteImages
 from sdxl_core.contract.errors import JobError
 
 

@@ -196,7 +196,7 @@ def _make(
     finally:
         progress.close()
         events.append(drain(hub))
-        events.close()
+        events.flush()
 
 
 def _watched(

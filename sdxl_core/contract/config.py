@@ -15,7 +15,7 @@ import hashlib
 import json
 import tomllib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import (
     Annotated,
@@ -75,16 +75,16 @@ def options(cls: type[Any], prefix: str = "", defaults: object = None) -> Iterat
             yield Option(name=prefix + name, type=_type_text(bare_type), default=text)
 
 
-def suggest(name: str, known: Sequence[str]) -> str | None:
-    """The one of ``known`` dotted names that ``name`` may stand for: its place or spelling is off."""
-    leaves = [key.rpartition(".")[2] for key in known]
-    leaf = name.rpartition(".")[2]
-    if leaf in leaves:
-        return known[leaves.index(leaf)]
-    if likely := difflib.get_close_matches(name, known, n=1):
-        return likely[0]
-    likely = difflib.get_close_matches(leaf, leaves, n=1)
-    return known[leaves.index(likely[0])] if likely else None
+def suggest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` dotted names that ``name`` may stand for, misplaced or misspelt."""
+
+    def likeness(key: str) -> float:
+        whole = difflib.SequenceMatcher(a=key, b=name).ratio()
+        leaves = key.rpartition(".")[2], name.rpartition(".")[2]
+        return max(whole, difflib.SequenceMatcher(a=leaves[0], b=leaves[1]).ratio())
+
+    likely = max(known, key=likeness, default=None)
+    return likely if likely is not None and likeness(likely) > 0.6 else None
 
 
 def load_toml(cls: type[T], path: str | Path) -> T:

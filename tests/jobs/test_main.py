@@ -13,7 +13,12 @@ from jobs.registry import JOBS, Job
 from sdxl_core.contract.config import load_toml
 from tests.jobs.paint_job import PaintConfig, PaintHow
 
-PAINT = Job(module="tests.jobs.paint_job", config="PaintConfig", help="paint rows")
+PAINT = Job(
+    module="tests.jobs.paint_job",
+    config="tests.jobs.paint_job:PaintConfig",
+    help="paint rows",
+    has_plan=True,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +122,14 @@ def test_error_of_ours_is_one_clean_message_on_stderr(capsys: pytest.CaptureFixt
     [
         ("pain p.csv out", "did you mean paint?"),
         ("zzzzz", "there is no such job"),
-        ("paint p.csv out --step 3", "--steps"),
-        ("paint p.csv out --slots 3", "--how.slots"),
-        ("paint p.csv out --recip x", "--recipe"),
+        ("paint p.csv out --step 3", "did you mean --steps?"),
+        ("paint p.csv out --slots 3", "did you mean --how.slots?"),
+        ("paint p.csv out --slot=3", "did you mean --how.slots?"),
+        ("paint p.csv out --no_refin", "did you mean --no-refine?"),
+        ("paint p.csv out --recip x", "did you mean --recipe?"),
+        ("paint p.csv out --zzzzz", "--zzzzz: unknown flag; `sdxl paint --help` lists all"),
+        ("generate p.csv out --stps 3", "did you mean --defaults.steps?"),
+        ("generate p.csv out --guidance 3", "did you mean --defaults.guidance-scale?"),
         ("paint p.csv out --sampler eule", "euler"),
         ("paint p.csv out --steps 2.5", "--steps"),
         ("paint p.csv out --steps 0", "steps must be >= 1, got 0"),
@@ -156,7 +166,7 @@ def test_overview_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sigterm_after_ray_took_over_the_signal_is_still_an_interruption() -> None:
     code = (
         "import sys; from jobs.registry import JOBS, Job; from jobs.__main__ import main;"
-        f"JOBS['paint'] = Job(module={PAINT.module!r}, config='PaintConfig', help='');"
+        f"JOBS['paint'] = Job(module={PAINT.module!r}, config={PAINT.config!r}, help='');"
         "sys.exit(main('paint p.csv out --end import_ray'.split()))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
@@ -177,7 +187,9 @@ def test_help_takes_less_than_a_second_and_loads_no_heavy_library() -> None:
     assert 0 < seconds < 1.0
 
 
-@pytest.mark.parametrize("command", ["export --help", "fsck --help", "export a b --layuot x"])
+@pytest.mark.parametrize(
+    "command", ["export --help", "fsck --help", "generate --help", "generate a b --print-config"]
+)
 def test_reading_the_command_line_loads_neither_torch_nor_ray(command: str) -> None:
     code = (
         "import sys; from jobs.__main__ import main; main(sys.argv[1:]);"

@@ -17,7 +17,7 @@ RECORDED = Path(__file__).parent / "options.txt"
 
 def option_lines() -> Iterator[str]:
     for job_name, job in JOBS.items():
-        for option in options(job.load()[1], f"{job_name}."):
+        for option in options(job.load_config(), f"{job_name}."):
             default = f" = {option.default}" if option.default else ""
             yield f"{option.name}: {option.type}{default}"
 
@@ -28,18 +28,19 @@ def test_options_of_all_jobs_are_those_recorded() -> None:
 
 @pytest.mark.parametrize("name", list(JOBS))
 def test_job_module_follows_the_convention(name: str) -> None:
-    module, config_type = JOBS[name].load()
+    module, config_type = JOBS[name].load(), JOBS[name].load_config()
     assert module.__name__ == f"jobs.{name}"
     assert config_type.__name__ == f"{name.capitalize()}Config"
     assert config_type.__dataclass_params__.frozen
     assert config_type.__pydantic_config__ == {"extra": "forbid"}
     assert callable(module.run)
+    assert hasattr(module, "plan") == JOBS[name].has_plan
 
 
 @pytest.mark.parametrize("name", list(JOBS))
 def test_none_is_the_default_of_every_option_that_may_be_none(name: str) -> None:
     """TOML cannot say None, so a setting that is None is left out of a recipe."""
-    for option in options(JOBS[name].load()[1]):
+    for option in options(JOBS[name].load_config()):
         if option.type.endswith("| None"):
             assert option.default == "None", option.name
 

@@ -1,6 +1,7 @@
 """The pool that does the work: rows of several parts share the slots of one device's engines."""
 
 import concurrent.futures
+import threading
 import time
 from typing import Any
 
@@ -30,6 +31,7 @@ class Denoise(Worker):
         super().__init__(work, hub, "+".join(stages))
         self._stages = stages
         self._models = load_models(work, components=("unet",), stages=stages)
+        self._lock = threading.Lock()
         self._start_service()
 
     def _start_service(self) -> None:
@@ -75,9 +77,10 @@ class Denoise(Worker):
         return to_message(work)
 
     def _denoise(self, work: PartWork, rows: list[RowWork]) -> None:
-        if self._service.failed:
-            # A network call that failed took the loop with it; the rows get a new one.
-            self._start_service()
+        with self._lock:
+            if self._service.failed:
+                # A network call that failed took the loop with it; the rows get a new one.
+                self._start_service()
         waiting: dict[concurrent.futures.Future[Outcome], tuple[RowWork, StageName]] = {}
         for row in rows:
             self._submit_next(work, row, waiting)

@@ -11,7 +11,9 @@ from cluster.loading import load_models
 from cluster.messages import PartWork, RowWork, message_part, to_message
 from cluster.work import GenerateWork
 from cluster.worker import Worker
+from sdxl_core.contract.errors import RowError
 from sdxl_core.contract.part_requests import resolve_part
+from sdxl_core.contract.reasons import Reason
 from sdxl_core.diffusion.text_stage import TextStage
 from sdxl_core.storage.tables import read_part
 
@@ -51,7 +53,7 @@ class EncodePrompts(Worker):
 
     def _read(self, part: int) -> PartWork:
         place = self._work.parts.part(part)
-        table = read_part(place)
+        table = read_part(place, retries=self._work.retries, timeout_s=self._work.timeout_s)
         resolved = resolve_part(
             table,
             first_row=place.global_first_row,
@@ -60,6 +62,13 @@ class EncodePrompts(Worker):
             duplicates=self._work.duplicates.get(part),
         )
         rows = [RowWork(input_row=row, request=request) for row, request in resolved.requests]
+        for row in rows:
+            if row.request.refiner and self._work.refiner is None:
+                row.error = RowError(
+                    Reason.INVALID_HANDOFF,
+                    "column 'refiner': found true; expected false, because the run has no refiner "
+                    "(--refiner)",
+                )
         return PartWork(part=part, table=table, rows=rows)
 
     def _encode(self, work: PartWork, rows: list[RowWork]) -> None:

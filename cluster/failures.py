@@ -96,6 +96,34 @@ def guard_read(part: int, read: Callable[[], PartWork]) -> PartWork | str:
         return f"read, part {part}: {describe(error)}"
 
 
+def try_twice(
+    call: Callable[[], object], *, what: str, first_message: str, clean_up: Callable[[], object]
+) -> None:
+    """Calls once more after a failure that a busy machine passes through.
+
+    Args:
+        call: What to do.
+        what: Its name, for the log.
+        first_message: Part of the message of the failure that is worth a second try. Ray raises a
+            bare ``Exception`` there, so the message is all there is to tell it by.
+        clean_up: Called between the two.
+
+    Raises:
+        RuntimeError: if the second try fails in that way too; other failures come through as is.
+    """
+    for is_last in (False, True):
+        try:
+            call()
+            return
+        except Exception as error:
+            if first_message not in str(error):
+                raise
+            clean_up()
+            if is_last:
+                raise RuntimeError(f"{what}: {describe(error)}") from error
+            logger.warning("%s timed out, the machine is busy; trying once more", what)
+
+
 def describe(error: BaseException) -> str:
     """An error in one line: type, message, and where it came from."""
     frames = traceback.extract_tb(error.__traceback__)

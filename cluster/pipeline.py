@@ -12,6 +12,8 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.exceptions import RayError
 
 from cluster.denoise import Denoise
 from cluster.encode_prompts import EncodePrompts
@@ -20,6 +22,8 @@ from cluster.resources import ENCODER_CPUS, WRITER_CPUS, ClusterSize, PoolPlan
 from cluster.work import GenerateWork
 from cluster.write_images import WriteImages
 from sdxl_core.contract.errors import JobError
+
+_HOW_TO_GO_ON = "What is committed stays; the same command goes on from there"
 
 
 def cluster_size() -> ClusterSize:
@@ -80,11 +84,35 @@ def run_parts(
         num_in_flight=2,
     )
     reports = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for report in reports:
+    for report in _explained(iter(reports)):
         for row in cast(pa.Table, report).to_pylist():
             if row["fatal"]:
-                raise JobError(row["fatal"])
+                raise JobError(f"{row['fatal']}. {_HOW_TO_GO_ON}")
             yield {"part": row["part"], **json.loads(row["record"])}
+
+
+def _explained(reports: Iterator[Any]) -> Iterator[Any]:
+    """Passes reports on; what Ray itself raises becomes an error that says what to do."""
+    while True:
+        try:
+            report = next(reports)
+        except StopIteration:
+            return
+        except ExecutionTimeoutError as error:
+            raise JobError(
+                f"nothing has moved for how.no_progress_timeout_s: {_first_line(error)}. Look at "
+                f"`ray status` for workers that cannot start. {_HOW_TO_GO_ON}"
+            ) from error
+        except (RayError, SystemException) as error:
+            raise JobError(
+                f"Ray could not go on: {type(error).__name__}: {_first_line(error)}. The workers' "
+                f"logs are in /tmp/ray/session_latest/logs of their nodes. {_HOW_TO_GO_ON}"
+            ) from error
+        yield report
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _stage(

@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
 import ray.data
 
+from cluster import failures
 from sdxl_core.contract.errors import ResourceError
 
 logger = logging.getLogger(__name__)
@@ -29,18 +32,35 @@ def ray_session(address: str | None, *, no_progress_timeout_s: float) -> Iterato
         yield from _prepared(no_progress_timeout_s)
         return
     try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=None if address else False,
-        )
+        with _keeping_sigterm_handler():
+            failures.try_twice(
+                lambda: ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    include_dashboard=None if address else False,
+                ),
+                what="starting Ray",
+                first_message="The current node timed out during startup",
+                clean_up=ray.shutdown,
+            )
     except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
         raise _unreachable(address, error) from error
     try:
         yield from _prepared(no_progress_timeout_s)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _keeping_sigterm_handler() -> Iterator[None]:
+    """Ray puts its own handler in place of the command's, which says how to go on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _prepared(no_progress_timeout_s: float) -> Iterator[None]:

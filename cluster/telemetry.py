@@ -8,15 +8,20 @@ begun a part, which is how the death of a worker is noticed (``cluster.failures`
 import collections
 import dataclasses
 import json
+import logging
 import time
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
 
 from sdxl_core.contract.errors import StoreError
 from sdxl_core.storage.stores import Store
 
+logger = logging.getLogger(__name__)
+
 EVENTS_FILE = "_events.jsonl"
+DRAIN_TIMEOUT_S = 20.0
 
 Span = Literal["read", "encode", "denoise", "refine", "decode", "write", "commit"]
 
@@ -34,7 +39,8 @@ class Event:
     detail: str = ""
 
 
-@ray.remote(num_cpus=0, max_concurrency=1)  # type: ignore[call-overload]
+# A hub that dies comes back empty: some events and the counts of begins are lost, no image is.
+@ray.remote(num_cpus=0, max_concurrency=1, max_restarts=-1, max_task_retries=-1)  # type: ignore[call-overload]
 class _Hub:
     """Collects events until the driver takes them."""
 
@@ -68,8 +74,14 @@ def start_hub() -> Any:
 
 
 def drain(hub: Any) -> list[Event]:
-    """Takes the events that have come in since the last time."""
-    events: list[Event] = ray.get(hub.drain.remote())
+    """Takes the events that have come in since the last time. They are a report: a hub that does not
+    answer stops no job.
+    """
+    try:
+        events: list[Event] = ray.get(hub.drain.remote(), timeout=DRAIN_TIMEOUT_S)
+    except RayError as error:
+        logger.warning("events are missing: %s", " ".join(str(error).split())[:200])
+        return []
     return events
 
 

@@ -26,7 +26,7 @@ from cluster.work import GenerateWork
 from jobs.generate_config import GenerateConfig, GenerateSummary
 from sdxl_core.contract.config import refuse_mismatch, to_toml
 from sdxl_core.contract.errors import ConfigError, JobError
-from sdxl_core.storage.parts import read_run_toml
+from sdxl_core.storage.parts import read_run_toml, read_summary
 from sdxl_core.storage.stores import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -259,6 +259,7 @@ def _summarise(
         fingerprint=ledger.fingerprint,
         gallery=store.join("gallery.html") if with_gallery else None,
     )
-    if num_made:
+    if num_made or read_summary(store) is None:
+        # A run that was killed between its last part and its summary has made nothing now.
         ledger.finish(dataclasses.asdict(summary))
     return summary

@@ -32,6 +32,7 @@ class Denoise(Worker):
         self._stages = stages
         self._models = load_models(work, components=("unet",), stages=stages)
         self._lock = threading.Lock()
+        self._restart = threading.Lock()
         self._start_service()
 
     def _start_service(self) -> None:

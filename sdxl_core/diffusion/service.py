@@ -7,7 +7,8 @@ leave.
 
 import dataclasses
 import queue
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from sdxl_core.contract.errors import SdxlError
@@ -16,13 +17,26 @@ from sdxl_core.diffusion.tasks import DenoiseResult, DenoiseTask
 
 Outcome = DenoiseResult | OutOfMemoryRow
 
+# An idle loop looks this often whether its process is about to end.
+_POLL_S = 0.5
+
+
+def fullest(engines: Mapping[str, Engine]) -> str | None:
+    """The engine whose next call is fullest; None if there is nothing to do.
+
+    Of equals it is the last, so that rows that are further along leave first.
+    """
+    fill = {name: engine.best_fill for name, engine in engines.items()}
+    # max() keeps the first of equals; reversed makes that the later name.
+    name = max(reversed(fill), key=fill.__getitem__)
+    return name if fill[name] else None
+
 
 class EngineService:
     """Runs named engines on one thread, always ticking the one whose next call is fullest.
 
     Args:
-        engines: For example ``{"base": ..., "refiner": ...}`` when one device holds both. On equal
-            fill the later name wins, so rows that are further along leave first.
+        engines: For example ``{"base": ..., "refiner": ...}`` when one device holds both.
 
     Use as a context manager, or call ``close``.
     """
@@ -54,9 +68,14 @@ class EngineService:
         future: Future[Outcome] = Future()
         self._inbox.put((name, task, future))
         if self._loop.done():
-            # The loop may have failed between the check and the put; nobody else would answer.
+            # The loop may have ended between the check and the put; nobody else would answer.
             self._fail_waiting(self._loop)
         return future
+
+    @property
+    def failed(self) -> bool:
+        """Whether a network call failed and took the loop with it; a new service is needed then."""
+        return self._loop.done() and self._loop.exception() is not None
 
     def close(self) -> None:
         """Finishes what was submitted, then stops the thread."""
@@ -73,11 +92,9 @@ class EngineService:
         closing = False
         while not closing or self._waiting:
             closing = self._take_inbox(block=not self._waiting and not closing) or closing
-            ready = {name: engine.best_fill for name, engine in self.engines.items()}
-            if not any(ready.values()):
+            name = fullest(self.engines)
+            if name is None:
                 continue
-            # max() keeps the first of equals; reversed makes that the later name.
-            name = max(reversed(ready), key=ready.__getitem__)
             for outcome in self.engines[name].tick():
                 self._waiting.pop((name, outcome.key)).set_result(outcome)
 
@@ -86,9 +103,11 @@ class EngineService:
         closing = False
         while True:
             try:
-                item = self._inbox.get(block=block)
+                item = self._inbox.get(block=block, timeout=_POLL_S)
             except queue.Empty:
-                return closing
+                if block and not _process_ends():
+                    continue
+                return closing or block
             block = False
             if item is None:
                 closing = True
@@ -97,6 +116,8 @@ class EngineService:
             self._accept(name, task, future)
 
     def _accept(self, name: str, task: DenoiseTask, future: Future[Outcome]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # cancelled while it was queued; from here on it cannot be
         self._num_accepted += 1
         key = str(self._num_accepted)
         try:
@@ -107,19 +128,31 @@ class EngineService:
         self._waiting[(name, key)] = future
 
     def _fail_waiting(self, loop: "Future[None]") -> None:
-        """A loop that ended by an error takes its waiting tasks with it, instead of letting callers
-        hang.
-        """
-        error = loop.exception()
-        if error is None:
-            return
+        """A loop that has ended answers those who still wait, instead of letting them hang."""
+        error = loop.exception() or RuntimeError("the engine service is closed")
+        for future in self._left_over():
+            future.set_exception(error)
+
+    def _left_over(self) -> Iterator[Future[Outcome]]:
+        """Futures that nobody has answered, each once, whichever thread asks."""
+        while self._waiting:
+            try:
+                yield self._waiting.popitem()[1]
+            except KeyError:  # another thread took the last one
+                break
         while True:
             try:
                 item = self._inbox.get(block=False)
             except queue.Empty:
-                break
-            if item is not None:
-                item[2].set_exception(error)
-        for future in self._waiting.values():
-            future.set_exception(error)
-        self._waiting.clear()
+                return
+            if item is not None and item[2].set_running_or_notify_cancel():
+                yield item[2]
+
+
+def _process_ends() -> bool:
+    """Whether the interpreter is shutting down, which waits for the threads of executors.
+
+    A loop that slept for ever would then keep a process alive whose owner forgot ``close``, such as
+    an actor that its cluster has dismissed.
+    """
+    return not threading.main_thread().is_alive()

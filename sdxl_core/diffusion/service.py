@@ -5,20 +5,18 @@ say) fill the same slots: the rows of the next part take the places that the las
 leave.
 """
 
+import contextlib
 import dataclasses
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from sdxl_core.contract.errors import SdxlError
 from sdxl_core.diffusion.engine import Engine, OutOfMemoryRow
 from sdxl_core.diffusion.tasks import DenoiseResult, DenoiseTask
 
 Outcome = DenoiseResult | OutOfMemoryRow
-
-# An idle loop looks this often whether its process is about to end.
-_POLL_S = 0.5
 
 
 def fullest(engines: Mapping[str, Engine]) -> str | None:
@@ -48,9 +46,12 @@ class EngineService:
         )
         self._waiting: dict[tuple[str, str], Future[Outcome]] = {}
         self._num_accepted = 0
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._loop = self._executor.submit(self._run)
+        self._loop: Future[None] = Future()
         self._loop.add_done_callback(self._fail_waiting)
+        # A daemon: an executor's thread would keep a process alive whose owner forgot ``close``,
+        # such as an actor that its cluster has dismissed.
+        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self._thread.start()
 
     def submit(self, name: str, task: DenoiseTask) -> Future[Outcome]:
         """Hands a task to the engine called ``name``; the future ends with its result.
@@ -80,13 +81,26 @@ class EngineService:
     def close(self) -> None:
         """Finishes what was submitted, then stops the thread."""
         self._inbox.put(None)
-        self._executor.shutdown(wait=True)
+        self._thread.join()
 
     def __enter__(self) -> "EngineService":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _live(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.push(self._end)
+            self._run()
+
+    def _end(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        """Hands the error of the loop, if there is one, to all who wait; they decide about it."""
+        if error is None:
+            self._loop.set_result(None)
+        else:
+            self._loop.set_exception(error)
+        return True
 
     def _run(self) -> None:
         closing = False
@@ -103,11 +117,9 @@ class EngineService:
         closing = False
         while True:
             try:
-                item = self._inbox.get(block=block, timeout=_POLL_S)
+                item = self._inbox.get(block=block)
             except queue.Empty:
-                if block and not _process_ends():
-                    continue
-                return closing or block
+                return closing
             block = False
             if item is None:
                 closing = True
@@ -147,12 +159,3 @@ class EngineService:
                 return
             if item is not None and item[2].set_running_or_notify_cancel():
                 yield item[2]
-
-
-def _process_ends() -> bool:
-    """Whether the interpreter is shutting down, which waits for the threads of executors.
-
-    A loop that slept for ever would then keep a process alive whose owner forgot ``close``, such as
-    an actor that its cluster has dismissed.
-    """
-    return not threading.main_thread().is_alive()

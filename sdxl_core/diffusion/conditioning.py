@@ -24,10 +24,12 @@ from sdxl_core.nets.tokenizer import PAD_ID_TEXT_1, PAD_ID_TEXT_2, tokenize
 # the same bits whatever it is encoded with.
 TEXT_BATCH = 8
 
+_Pair = tuple[int | None, int | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class TextPair:
-    """What the two encoders read. Equal pairs have equal states, so pairs are the unit of caching."""
+    """What the two encoders read. Equal pairs have equal states: pairs are the unit of caching."""
 
     text_1: str
     text_2: str
@@ -45,7 +47,10 @@ class TextStates:
 
 
 def positive_pair(request: Request, model: SdxlModel) -> TextPair:
-    """The texts of the prompt side. The refiner reads ``prompt`` alone, as in diffusers."""
+    """The texts of the prompt side. The refiner reads ``prompt`` alone, as in diffusers.
+
+    A ``prompt_2`` of "" is the empty text; diffusers would take ``prompt`` in its place.
+    """
     if model.kind == "refiner":
         return TextPair("", request.prompt)
     return TextPair(
@@ -54,7 +59,10 @@ def positive_pair(request: Request, model: SdxlModel) -> TextPair:
 
 
 def negative_pair(request: Request, model: SdxlModel) -> TextPair | None:
-    """The texts of the negative side, or None where it is zeros (base without a negative prompt)."""
+    """The texts of the negative side, or None where it is zeros (base without a negative prompt).
+
+    A ``negative_prompt_2`` alone goes with an empty ``negative_prompt``; diffusers would ignore it.
+    """
     first, second = request.negative_prompt, request.negative_prompt_2
     if first is None and second is None and model.force_zeros_for_empty_prompt:
         return None
@@ -103,14 +111,16 @@ def time_ids(request: Request, model: SdxlModel, *, negative: bool = False) -> T
     """Sizes, crop and target (base) or aesthetic score (refiner), (I,) float32, heights before
     widths.
 
-    The negative side of the base has its own numbers only when both its original and its target
-    size are given, as in diffusers; otherwise they equal the positive side's.
+    The negative side has its own numbers only when all of its original and target size are given;
+    otherwise they equal the positive side's, the crop too. (diffusers does the same, but for its
+    refiner, whose negative crop is (0, 0) unless it is given.)
     """
-    original = (request.original_height, request.original_width)
-    crop = (request.crop_top, request.crop_left)
-    target = (request.target_height, request.target_width)
+    original: _Pair = (request.original_height, request.original_width)
+    crop: _Pair = (request.crop_top, request.crop_left)
+    target: _Pair = (request.target_height, request.target_width)
     score = request.negative_aesthetic_score if negative else request.aesthetic_score
-    if negative and model.kind == "base" and request.negative_original_height is not None:
+    if negative and request.negative_original_height is not None:
+        # A request has all six or none.
         original = (request.negative_original_height, request.negative_original_width)
         crop = (request.negative_crop_top, request.negative_crop_left)
         target = (request.negative_target_height, request.negative_target_width)

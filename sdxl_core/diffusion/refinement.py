@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdxl_core.contract.errors import ConfigError, RowError
 from sdxl_core.contract.prompts import Request
+from sdxl_core.diffusion.conditioning import TextStates, condition
 from sdxl_core.diffusion.samplers import (
     StepTable,
     handoff_step,
@@ -105,6 +106,10 @@ def refiner_task(
         num_draws_done: Draws that the base took from the row's generator; the refiner's noise comes
             after them.
     """
+    if request.strength is not None and request.sampler == "euler_ancestral":
+        # diffusers draws at the last ancestral step too, where the noise has no weight. With a
+        # generator that serves both pipelines, the refiner's noise is the draw after that.
+        num_draws_done += 1
     return DenoiseTask(
         key=request.id,
         table=step_table(request, model),
@@ -118,4 +123,38 @@ def refiner_task(
         guidance_rescale=request.guidance_rescale,
         positive=positive,
         negative=negative,
+    )
+
+
+def row_task(
+    request: Request,
+    model: SdxlModel,
+    texts: tuple[TextStates, TextStates | None],
+    *,
+    latents_CHW: Tensor | None = None,
+    num_draws_done: int = 0,
+) -> DenoiseTask:
+    """The row's piece of work for ``model``, whichever of the two it is.
+
+    Args:
+        request: The row.
+        model: Base or refiner.
+        texts: Positive and negative states for this model; a negative of None stands for zeros.
+        latents_CHW: The base's result; only the refiner needs it.
+        num_draws_done: Draws that the base took.
+
+    Raises:
+        RowError: if the row leaves the model nothing to do.
+    """
+    positive, negative = condition(request, model, *texts)
+    if model.kind == "base":
+        return base_task(request, model, positive, negative)
+    assert latents_CHW is not None, "the refiner goes on from the base's latents"
+    return refiner_task(
+        request,
+        model,
+        positive,
+        negative,
+        latents_CHW=latents_CHW,
+        num_draws_done=num_draws_done,
     )

@@ -98,7 +98,7 @@ def describe(description: Description) -> str:
     return text
 
 
-_SIZE_WORDS, _COLOUR_WORDS, _SHAPE_WORDS = map("|".join, (SIZES, PALETTE, SHAPES))
+_SIZE_WORDS, _COLOUR_WORDS, _SHAPE_WORDS = "|".join(SIZES), "|".join(PALETTE), "|".join(SHAPES)
 _THING_PATTERN = (
     rf"(?:(?P<size{{0}}>{_SIZE_WORDS}) )?"
     rf"(?P<colour{{0}}>{_COLOUR_WORDS}) (?P<shape{{0}}>{_SHAPE_WORDS})"
@@ -154,7 +154,8 @@ def random_description(rng: np.random.Generator, *, kind: Kind | None = None) ->
     """Draws a description; without ``kind`` a third is one object, half a relation, the rest
     counts."""
     if kind is None:
-        kind = ("one", "relation", "count")[int(rng.choice(3, p=(0.35, 0.45, 0.2)))]
+        kinds: tuple[Kind, ...] = ("one", "relation", "count")
+        kind = kinds[int(rng.choice(3, p=(0.35, 0.45, 0.2)))]
     colours = [str(name) for name in rng.permutation(list(PALETTE))]
     background = colours.pop() if rng.random() < 0.9 else None
     shapes = [str(rng.choice(SHAPES)) for _ in range(2)]

@@ -8,7 +8,9 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from sdxl_core.nets.build import AutoencoderKL
 
 # Local colours times this have a spread of about one over the scenes.
 _COLOUR_SCALE = 1.5
@@ -36,7 +38,7 @@ def edge_difference(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
 
 
 def autoencoder_loss(
-    autoencoder: nn.Module,
+    autoencoder: AutoencoderKL,
     images_BCHW: Tensor,
     *,
     edge_weight: float = 1.0,
@@ -77,7 +79,7 @@ def autoencoder_loss(
 
 @torch.no_grad()
 def standardise_latents(
-    autoencoder: nn.Module, mean_C: Tensor, std_C: Tensor, *, scaling_factor: float
+    autoencoder: AutoencoderKL, mean_C: Tensor, std_C: Tensor, *, scaling_factor: float
 ) -> None:
     """Gives every latent channel mean 0 and standard deviation ``1 / scaling_factor``, exactly
     undone in the decoder.

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.scene_samples import render_sample
+from sdxl_core.nets.build import AutoencoderKL
 
 # Buckets of the embedded model and their shares of the samples: mostly square, six others.
 TRAINING_BUCKETS: dict[Bucket, float] = {
@@ -58,7 +59,7 @@ class LatentShard:
 
 @torch.no_grad()
 def encode_scenes(
-    autoencoder: nn.Module,
+    autoencoder: AutoencoderKL,
     *,
     bucket: Bucket,
     num_samples: int,

@@ -1,0 +1,119 @@
+"""Trains the embedded model's two text encoders on scenes and their captions, contrastively.
+
+Legend of shape suffixes: N samples, B batch, T token positions.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sdxl_core.data.scene_samples import render_sample
+from sdxl_core.nets.build import CLIPTextModel, TextTransformer, build_text_1, build_text_2
+from sdxl_core.nets.presets import ModelPreset
+from sdxl_core.nets.text import encode_text_1, encode_text_2
+from sdxl_core.nets.tokenizer import END_ID, PAD_ID_TEXT_1, PAD_ID_TEXT_2, tokenize
+from sdxl_core.training.contrastive import (
+    IMAGE_TOWER_SIZE_PX,
+    ContrastiveHeads,
+    ImageTower,
+    contrastive_loss,
+    scale_residual_stream,
+)
+from sdxl_core.training.loop import LoopSettings, train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextEncoders:
+    """Both encoders and the image tower that encoder 2 shares a space with."""
+
+    text_1: CLIPTextModel
+    text_2: TextTransformer
+    image_tower: ImageTower
+
+
+class _Towers(nn.Module):
+    """All that contrastive training optimises, as one module."""
+
+    def __init__(self, preset: ModelPreset) -> None:
+        super().__init__()
+        assert preset.text_1 is not None
+        self.text_1 = build_text_1(preset)
+        self.text_2 = build_text_2(preset)
+        self.image_tower = ImageTower(preset.text_2.projection_width)
+        self.heads = ContrastiveHeads(preset.text_1.width, preset.text_2.projection_width)
+
+    def loss(self, images_BCHW: Tensor, ids_1_BT: Tensor, ids_2_BT: Tensor) -> Tensor:
+        ends_B = (ids_1_BT == END_ID).int().argmax(1)
+        final_BTD = self.text_1(ids_1_BT).last_hidden_state
+        pooled_1_BD = final_BTD[torch.arange(len(ends_B)), ends_B]
+        return contrastive_loss(
+            self.image_tower(images_BCHW), pooled_1_BD, self.text_2(ids_2_BT), self.heads
+        ).total
+
+
+def content_scale(states_NTD: Tensor, num_tokens_N: list[int]) -> float:
+    """Mean standard deviation of the states at words (not start, end or padding)."""
+    words = [states_TD[1 : n - 1] for states_TD, n in zip(states_NTD, num_tokens_N, strict=True)]
+    return float(torch.cat(words).std(0).mean())
+
+
+@torch.no_grad()
+def give_states_unit_scale(encoders: TextEncoders, captions: list[str]) -> None:
+    """Scales both residual streams so that the states at words have a spread of one.
+
+    The encoders are then rounded to float16, so that the UNet is trained on what is shipped.
+    """
+    tokens_1 = tokenize(captions, pad_id=PAD_ID_TEXT_1)
+    tokens_2 = tokenize(captions, pad_id=PAD_ID_TEXT_2)
+    states_1 = encode_text_1(encoders.text_1, tokens_1.ids_BT)
+    states_2, _ = encode_text_2(encoders.text_2, tokens_2.ids_BT)
+    scale_residual_stream(encoders.text_1, 1 / content_scale(states_1, tokens_1.num_tokens_B))
+    scale_residual_stream(encoders.text_2, 1 / content_scale(states_2, tokens_2.num_tokens_B))
+    for encoder in (encoders.text_1, encoders.text_2):
+        for parameter in encoder.parameters():
+            parameter.copy_(parameter.half().float())
+
+
+def train_text_encoders(
+    preset: ModelPreset,
+    work: Path,
+    *,
+    settings: LoopSettings,
+    num_samples: int = 24_000,
+    batch_size: int = 128,
+) -> TextEncoders:
+    """Trains both encoders against one image tower.
+
+    Args:
+        preset: a base preset.
+        work: folder for the state that a resume goes on from.
+        settings: length and learning rate.
+        num_samples: scenes rendered once, at the image tower's size.
+        batch_size: pairs that are told apart in a step.
+    """
+    rng = np.random.default_rng(11)
+    side_px = IMAGE_TOWER_SIZE_PX
+    samples = [
+        render_sample(rng, height_px=side_px, width_px=side_px, cropped_share=0, spoilt_share=0.1)
+        for _ in range(num_samples)
+    ]
+    images_NCHW = torch.from_numpy(np.stack([s.rgb_HWC for s in samples])).permute(0, 3, 1, 2)
+    captions = [sample.caption for sample in samples]
+    ids_1_NT = tokenize(captions, pad_id=PAD_ID_TEXT_1).ids_BT
+    ids_2_NT = tokenize(captions, pad_id=PAD_ID_TEXT_2).ids_BT
+    towers = _Towers(preset)
+
+    def loss_at(_: int) -> Tensor:
+        chosen_B = torch.randint(num_samples, (batch_size,))
+        images_BCHW = images_NCHW[chosen_B].float() / 127.5 - 1.0
+        return towers.loss(images_BCHW, ids_1_NT[chosen_B], ids_2_NT[chosen_B])
+
+    train(towers, loss_at, settings=settings, state_path=work / "text.pt").copy_to(towers)
+    encoders = TextEncoders(
+        text_1=towers.text_1, text_2=towers.text_2, image_tower=towers.image_tower
+    )
+    give_states_unit_scale(encoders, captions[:512])
+    return encoders

@@ -1,0 +1,57 @@
+"""What the embedded UNets are fed."""
+
+import pytest
+import torch
+
+from sdxl_core.nets.build import build_text_1, build_text_2, build_vae
+from sdxl_core.nets.presets import TINY, TINY_REFINER, ModelPreset
+from sdxl_core.training.contrastive import ImageTower
+from sdxl_core.training.scene_denoiser import EncodedShard, draw_batch, encode_captions
+from sdxl_core.training.scene_latents import encode_scenes
+from sdxl_core.training.scene_text import TextEncoders, content_scale, give_states_unit_scale
+
+
+@pytest.fixture(scope="module")
+def encoders() -> TextEncoders:
+    torch.manual_seed(0)
+    return TextEncoders(
+        text_1=build_text_1(TINY), text_2=build_text_2(TINY), image_tower=ImageTower(48)
+    )
+
+
+def test_encode_captions_of_the_base_has_both_encoders_side_by_side(encoders: TextEncoders) -> None:
+    base, pooled = encode_captions(encoders, ["a red circle"], kind="base")
+    refiner, refiner_pooled = encode_captions(encoders, ["a red circle"], kind="refiner")
+    assert base.shape == (1, 77, 80)
+    assert refiner.shape == (1, 77, 48)
+    assert torch.equal(base[..., 32:], refiner)
+    assert torch.equal(pooled, refiner_pooled)
+
+
+@pytest.mark.parametrize("preset", [TINY, TINY_REFINER], ids=lambda preset: preset.name)
+def test_draw_batch_keeps_caption_and_conditioning_together(
+    preset: ModelPreset, encoders: TextEncoders
+) -> None:
+    torch.manual_seed(0)
+    shard = encode_scenes(build_vae(TINY), bucket=(128, 128), num_samples=6, seed=0)
+    states_NTD, pooled_NP = encode_captions(encoders, shard.captions, kind=preset.kind)
+    encoded = EncodedShard(latents=shard, states_NTD=states_NTD, pooled_NP=pooled_NP)
+    batch = draw_batch([encoded], batch_size=8, kind=preset.kind, scaling_factor=1.0)
+    ids_N = shard.size_ids_N6 if preset.kind == "base" else shard.refiner_ids(torch.arange(6))
+    for row in range(8):
+        sources = [i for i in range(6) if torch.equal(batch.states_BTD[row], states_NTD[i].float())]
+        assert any(
+            torch.equal(batch.time_ids_BN[row], ids_N[i])
+            and torch.equal(batch.pooled_BP[row], pooled_NP[i].float())
+            for i in sources
+        )
+    assert batch.time_ids_BN.dtype == torch.float32
+
+
+def test_give_states_unit_scale_makes_words_spread_by_one(encoders: TextEncoders) -> None:
+    texts = [f"a {size} {colour} star" for size in ("small", "large") for colour in ("red", "blue")]
+    give_states_unit_scale(encoders, texts)
+    states_NTD, _ = encode_captions(encoders, texts, kind="base")
+    num_tokens = [6] * 4
+    assert content_scale(states_NTD[..., :32].float(), num_tokens) == pytest.approx(1.0, abs=0.01)
+    assert content_scale(states_NTD[..., 32:].float(), num_tokens) == pytest.approx(1.0, abs=0.01)

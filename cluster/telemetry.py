@@ -74,8 +74,9 @@ def start_hub() -> Any:
 
 
 def drain(hub: Any) -> list[Event]:
-    """Takes the events that have come in since the last time. They are a report: a hub that does not
-    answer stops no job.
+    """Takes the events that have come in since the last time.
+
+    They are a report: a hub that does not answer stops no job.
     """
     try:
         events: list[Event] = ray.get(hub.drain.remote(), timeout=DRAIN_TIMEOUT_S)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from cluster import failures
 from cluster.loading import load_models
 from cluster.messages import PartWork, RowWork, from_message
+from cluster.regeneration import image_parameters
 from cluster.work import GenerateWork
 from cluster.worker import Worker
 from cluster.writing import commit_images, failed_report, part_report
@@ -77,7 +78,9 @@ class WriteImages(Worker):
         if not finite:
             row.error = decode_error(self._model)
             return None
-        parameters = dict(vars(row.request)) | {"model_digest": self._work.model_digest}
         return self._codec.submit(
-            encode_image, rgb_HWC, image_format=self._work.image_format, parameters=parameters
+            encode_image,
+            rgb_HWC,
+            image_format=self._work.image_format,
+            parameters=image_parameters(row.request, self._work.model_digest),
         )

@@ -74,4 +74,9 @@ JOBS = {
         config="jobs.fsck:FsckConfig",
         help="check that every part of an output is there and intact",
     ),
+    "verify": Job(
+        module="jobs.verify",
+        config="jobs.verify_config:VerifyConfig",
+        help="check that every row is there once, and that sampled rows come out the same again",
+    ),
 }

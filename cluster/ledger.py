@@ -24,6 +24,7 @@ from sdxl_core.contract.config import fingerprint
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.contract.images import SCHEMA_NAME, SCHEMA_VERSION
 from sdxl_core.contract.request import PromptDefaults
+from sdxl_core.nets.flops import num_unet_parameters
 from sdxl_core.nets.model import check_vae_preset_dtype, default_vae_dtype
 from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.nets.weights import model_identity
@@ -87,7 +88,10 @@ def open_models(
         base=first,
         refiner=identities[1] if len(identities) > 1 else None,
         vae_dtype=next(name for name, value in DTYPES.items() if value == chosen),
-        unet_bytes=0.0,
+        unet_bytes=sum(
+            num_unet_parameters(identity.preset) * float(DTYPES[dtype].itemsize)
+            for identity in identities
+        ),
     )
 
 

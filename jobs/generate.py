@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.calibration import measure_flops_per_s
-from cluster.ledger import Ledger, RunPlan, load_or_make_plan, open_models
+from cluster.ledger import Ledger, Models, RunPlan, load_or_make_plan, open_models
 from cluster.pipeline import cluster_size, run_parts
 from cluster.preparation import read_table_plan
 from cluster.progress import Progress
@@ -28,6 +28,7 @@ from sdxl_core.contract.config import refuse_mismatch, to_toml
 from sdxl_core.contract.errors import ConfigError, JobError
 from sdxl_core.storage.parts import read_run_toml, read_summary
 from sdxl_core.storage.stores import Store, open_store
+from sdxl_core.storage.tables import PartPlan
 
 logger = logging.getLogger(__name__)
 
@@ -103,37 +104,57 @@ def _open_output(config: GenerateConfig) -> Store:
 
 
 def _prepare(config: GenerateConfig, store: Store) -> _Prepared:
-    cluster = cluster_size()
+    """Everything that is decided before the pools start, in the order in which it is known."""
+    cluster, how = cluster_size(), config.how
     device = config.device
     if device == "auto":
         device = "cuda" if cluster.num_gpus else "cpu"
-    refiner = config.refiner
-    if refiner == "auto":
-        refiner = "tiny-refiner" if config.model == "tiny" else "none"
     models = open_models(
         config.model,
-        None if refiner == "none" else refiner,
+        _refiner(config),
         variant=config.variant,
         dtype=config.dtype,
         vae_dtype=config.vae_dtype,
     )
     table = read_table_plan(config.prompts, config.rows_per_part)
-    run_plan = load_or_make_plan(
-        store,
-        config,
-        table,
-        models,
+    defaults = config.defaults.for_model(models.base.preset.native_size_px)
+    run_plan = load_or_make_plan(store, config, table, models, device=device, defaults=defaults)
+    pools = plan_pools(
+        run_plan.flops,
+        cluster,
+        PoolWish(
+            num_denoisers=how.denoisers,
+            num_refiners=how.refiners,
+            num_encoders=how.encoders,
+            num_writers=how.writers,
+        ),
         device=device,
-        defaults=config.defaults.for_model(models.base.preset.native_size_px),
+        num_threads=config.cpu_threads,
+        denoiser_bytes=models.unet_bytes,
     )
-    work = GenerateWork(
+    work = _work(config, table, models, run_plan, device=device)
+    return _Prepared(work=work, plan=run_plan, pools=pools)
+
+
+def _refiner(config: GenerateConfig) -> str | None:
+    """Where the refiner is; ``auto`` pairs the embedded model with its own."""
+    if config.refiner == "auto":
+        return "tiny-refiner" if config.model == "tiny" else None
+    return None if config.refiner == "none" else config.refiner
+
+
+def _work(
+    config: GenerateConfig, table: PartPlan, models: Models, run_plan: RunPlan, *, device: str
+) -> GenerateWork:
+    """What the workers have to know."""
+    return GenerateWork(
         out=config.out,
         parts=table,
         duplicates=run_plan.duplicates,
         defaults=config.defaults.for_model(models.base.preset.native_size_px),
         run_seed=config.seed,
         base=config.model,
-        refiner=None if refiner == "none" else refiner,
+        refiner=_refiner(config),
         variant=config.variant,
         model_digest=models.base.digest,
         refiner_digest=None if models.refiner is None else models.refiner.digest,
@@ -152,21 +173,6 @@ def _prepare(config: GenerateConfig, store: Store) -> _Prepared:
         retries=config.how.retries,
         timeout_s=config.how.timeout_s,
     )
-    how = config.how
-    pools = plan_pools(
-        run_plan.flops,
-        cluster,
-        PoolWish(
-            num_denoisers=how.denoisers,
-            num_refiners=how.refiners,
-            num_encoders=how.encoders,
-            num_writers=how.writers,
-        ),
-        device=device,
-        num_threads=config.cpu_threads,
-        denoiser_bytes=models.unet_bytes,
-    )
-    return _Prepared(work=work, plan=run_plan, pools=pools)
 
 
 def _make(

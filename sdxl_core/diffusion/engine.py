@@ -148,7 +148,7 @@ class Engine:
 
     @torch.inference_mode()
     def tick(self) -> list[DenoiseResult | OutOfMemoryRow]:
-        """One network call for the fullest lane. Returns the rows that ended with it, often none."""
+        """Makes one network call for the fullest lane and returns the rows that end with it."""
         key = self._next_lane()
         if key is None:
             return []
@@ -200,7 +200,7 @@ class Engine:
         slots = self._slots_for if isinstance(self._slots_for, int) else self._slots_for.get(key)
         if slots not in REGISTERED_SLOTS:
             raise ConfigError(
-                f"slots for {key.height_px}x{key.width_px} px (guided={key.guided}): found {slots}, "
+                f"slots for {key.height_px}x{key.width_px} px, guided={key.guided}: found {slots}, "
                 f"expected one of {REGISTERED_SLOTS}"
             )
         return slots
@@ -220,7 +220,8 @@ class Engine:
             torch.cuda.empty_cache()
         smaller = [slots for slots in REGISTERED_SLOTS if slots < lane.num_slots]
         if not smaller:
-            detail = f"{key.height_px}x{key.width_px} px does not fit with 1 slot: {message.splitlines()[0]}"
+            size = f"{key.height_px}x{key.width_px} px"
+            detail = f"{size} does not fit with 1 slot: {message.splitlines()[0]}"
             return [OutOfMemoryRow(key=row.task.key, detail=detail) for row in rows]
         self._lowered[key] = smaller[-1]
         self._queues[key].extendleft(reversed(rows))

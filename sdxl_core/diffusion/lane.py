@@ -196,8 +196,8 @@ class Lane:
         places = x_SCHW.shape[0]
         weight = columns_SK[:, :, None, None, None]
         new_x_SCHW = weight[:, 4] * x_SCHW + weight[:, 5] * denoised_SCHW
-        # Added for every row, also where the weight is 0: whether -0.0 becomes 0.0 must not depend on
-        # the neighbours.
+        # Added for every row, also where the weight is 0: whether -0.0 becomes 0.0 must not depend
+        # on the neighbours.
         new_x_SCHW += weight[:, 6] * self._kept_x_SCHW[:places]
         new_x_SCHW += weight[:, 7] * self._kept_d_SCHW[:places]
         for slot, row in enumerate(self.rows):

@@ -43,6 +43,13 @@ def unet_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
 
 
 @functools.cache
+def num_unet_parameters(preset: ModelPreset) -> int:
+    """Returns the number of weights of the UNet."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_unet(preset).parameters())
+
+
+@functools.cache
 def vae_decode_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
     """Returns the operations of decoding one latent to a picture of this size.
 

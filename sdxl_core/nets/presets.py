@@ -122,7 +122,12 @@ _SDXL_VAE = VaePreset(
     block_out_channels=(128, 256, 512, 512), sample_size=1024, scaling_factor=0.13025
 )
 _SDXL_TEXT_2 = TextPreset(
-    width=1280, num_layers=32, num_heads=20, mlp_width=5120, activation="gelu", projection_width=1280
+    width=1280,
+    num_layers=32,
+    num_heads=20,
+    mlp_width=5120,
+    activation="gelu",
+    projection_width=1280,
 )
 _BASE_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
 _BASE_UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")

@@ -5,6 +5,7 @@ folders differ in their padding token alone, as in the released models. This pro
 reads them: ``tokenizer.py`` has the reason.
 """
 
+import functools
 import gzip
 import json
 from typing import Any
@@ -30,7 +31,6 @@ def tokenizer_files(folder: str) -> dict[str, str]:
     Args:
         folder: ``tokenizer`` or ``tokenizer_2``.
     """
-    merges = _merges()
     special_tokens = {
         "bos_token": _special(START_TOKEN),
         "eos_token": _special(END_TOKEN),
@@ -50,26 +50,28 @@ def tokenizer_files(folder: str) -> dict[str, str]:
         "unk_token": {"__type": "AddedToken", **_special(END_TOKEN)},
     }
     return {
-        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+        "merges.txt": "\n".join(["#version: 0.2", *_merges(), ""]),
         "special_tokens_map.json": _json(special_tokens),
         "tokenizer_config.json": _json(config),
-        "vocab.json": json.dumps(_vocabulary(merges), ensure_ascii=False),
+        "vocab.json": _vocabulary_json(),
     }
 
 
-def _merges() -> list[str]:
+@functools.cache
+def _merges() -> tuple[str, ...]:
     """The pairs that the tokenizer joins, in order of priority."""
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        return file.read().split("\n")[1 : _NUM_MERGES + 1]
+        return tuple(file.read().split("\n")[1 : _NUM_MERGES + 1])
 
 
-def _vocabulary(merges: list[str]) -> dict[str, int]:
+@functools.cache
+def _vocabulary_json() -> str:
     """Token ids: 256 bytes, the same at the end of a word, the merges, the two special tokens."""
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += [merge.replace(" ", "") for merge in merges]
+    tokens += [merge.replace(" ", "") for merge in _merges()]
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    return {**vocabulary, START_TOKEN: START_ID, END_TOKEN: END_ID}
+    return json.dumps({**vocabulary, START_TOKEN: START_ID, END_TOKEN: END_ID}, ensure_ascii=False)
 
 
 def _special(token: str) -> dict[str, Any]:

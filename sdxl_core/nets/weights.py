@@ -7,23 +7,16 @@ safetensors are read; a pickle is refused.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sdxl_core.contract.errors import WeightsError
+from sdxl_core.contract.errors import ConfigError, WeightsError
 from sdxl_core.nets.build import build_networks
 from sdxl_core.nets.digest import Digest
-from sdxl_core.nets.layout_names import canonical_diffusers_name
-from sdxl_core.nets.layouts import (
-    Shapes,
-    Slot,
-    diffusers_slots,
-    network_shapes,
-    single_file_slots,
-)
+from sdxl_core.nets.layouts import Shapes, Slot, diffusers_slots, network_shapes
 from sdxl_core.nets.model import (
     SdxlModel,
     check_vae_preset_dtype,
@@ -31,28 +24,12 @@ from sdxl_core.nets.model import (
     model_of,
 )
 from sdxl_core.nets.presets import ModelPreset
-from sdxl_core.nets.safetensors_file import StoredTensor, read_tensor
+from sdxl_core.nets.safetensors_file import read_tensor
 from sdxl_core.nets.weights_export import export_model
-from sdxl_core.nets.weights_source import (
-    WeightsFile,
-    WeightsSource,
-    ignored_names,
-    open_source,
-)
+from sdxl_core.nets.weights_matching import Filling, match_tensors
+from sdxl_core.nets.weights_source import FILE_STEMS, WeightsSource, open_source
 
 __all__ = ["export_model", "load_model", "model_identity"]
-
-_NUM_LISTED = 20
-"""Names of each kind that an error lists."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Filling:
-    """One stored tensor and the place that it fills."""
-
-    file: WeightsFile
-    tensor: StoredTensor
-    slot: Slot
 
 
 def load_model(
@@ -87,6 +64,7 @@ def load_model(
         ConfigError: if ``vae_dtype`` is one that this autoencoder cannot run in.
         StoreError: if the files cannot be read.
     """
+    _check_components(components)
     source = open_source(path_or_name, variant=variant)
     preset = source.preset
     if vae_dtype is None:
@@ -94,24 +72,21 @@ def load_model(
     check_vae_preset_dtype(preset, vae_dtype)
 
     networks = _networks_without_memory(source)
-    fillings = _match(source, network_shapes(networks))
-    wanted = {
-        component: network
-        for component, network in networks.items()
-        if components is None or component in components
-    }
+    shapes = network_shapes(networks)
+    fillings = match_tensors(source, shapes)
+    wanted = {c: n for c, n in networks.items() if components is None or c in components}
     for component, network in wanted.items():
         # Torch's own `to`: that of diffusers warns about a cast that here is of empty tensors.
         nn.Module.to(network, dtype=vae_dtype if component == "vae" else dtype)
         network.to_empty(device=device)
     _restore_buffers(wanted)
+    digest = Digest(diffusers_slots(shapes)) if components is None else None
     fillings = [filling for filling in fillings if filling.slot.component in wanted]
-    digest = Digest(diffusers_slots(network_shapes(networks)))
-    stored_dtypes = _fill(wanted, fillings, digest)
+    stored_dtypes = _read_tensors(fillings, shapes=shapes, networks=wanted, digest=digest)
     return dataclasses.replace(
         model_of(preset, networks),
         **source.settings.values(),
-        digest=digest.hexdigest() if components is None else "",
+        digest=digest.hexdigest() if digest else "",
         stored_dtypes=stored_dtypes,
     )
 
@@ -125,11 +100,16 @@ def model_identity(
         WeightsError: as ``load_model``.
     """
     source = open_source(path_or_name, variant=variant)
-    networks = _networks_without_memory(source)
-    shapes = network_shapes(networks)
+    shapes = network_shapes(_networks_without_memory(source))
     digest = Digest(diffusers_slots(shapes))
-    _fill({}, _match(source, shapes), digest, shapes=shapes)
+    _read_tensors(match_tensors(source, shapes), shapes=shapes, networks={}, digest=digest)
     return source.preset, digest.hexdigest()
+
+
+def _check_components(components: Collection[str] | None) -> None:
+    unknown = sorted(set(components or ()) - FILE_STEMS.keys())
+    if unknown:
+        raise ConfigError(f"components: found {unknown}, expected some of {', '.join(FILE_STEMS)}")
 
 
 def _networks_without_memory(source: WeightsSource) -> dict[str, nn.Module]:
@@ -156,82 +136,18 @@ def _restore_buffers(networks: Mapping[str, nn.Module]) -> None:
                 )
 
 
-def _match(source: WeightsSource, shapes: Shapes) -> list[_Filling]:
-    """Pairs every stored tensor with its slot, or lists all that do not fit."""
-    slots = _slots(source.preset, shapes, is_single_file=source.is_single_file)
-    fillings, extra, misshapen = [], [], []
-    for file, tensor, key in _stored_tensors(source):
-        slot = slots.pop(key, None)
-        if slot is None:
-            extra.append(f"{file.path}: {tensor.name}")
-        elif tensor.shape != slot.stored_shape or not tensor.dtype.is_floating_point:
-            misshapen.append(
-                f"{file.path}: {tensor.name} is {tensor.dtype} {list(tensor.shape)},"
-                f" expected {list(slot.stored_shape)}"
-            )
-        else:
-            fillings.append(_Filling(file=file, tensor=tensor, slot=slot))
-    missing = [name if component is None else f"{component}: {name}" for component, name in slots]
-    if missing or extra or misshapen:
-        raise WeightsError(
-            f"{source.url}: the tensors are not those of {source.preset.name!r}"
-            f" ({source.preset.kind}): {len(missing)} missing, {len(extra)} extra,"
-            f" {len(misshapen)} misshapen"
-            + _listed("missing", missing)
-            + _listed("extra", extra)
-            + _listed("misshapen", misshapen)
-        )
-    return fillings
-
-
-def _slots(
-    preset: ModelPreset, shapes: Shapes, *, is_single_file: bool
-) -> dict[tuple[str | None, str], Slot]:
-    """The slots to fill, by component (None in a single file) and stored name."""
-    if is_single_file:
-        return {(None, slot.stored_name): slot for slot in single_file_slots(preset, shapes)}
-    return {
-        (component, slot.stored_name): slot
-        for component, slots in diffusers_slots(shapes).items()
-        for slot in slots
-    }
-
-
-def _stored_tensors(
-    source: WeightsSource,
-) -> Iterator[tuple[WeightsFile, StoredTensor, tuple[str | None, str]]]:
-    for file in source.files:
-        ignored = ignored_names(file, source.preset)
-        for tensor in file.header.tensors:
-            if tensor.name in ignored:
-                continue
-            name = tensor.name
-            if file.component is not None:
-                name = canonical_diffusers_name(file.component, name)
-            yield file, tensor, (file.component, name)
-
-
-def _listed(kind: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    shown = "".join(f"\n  {kind}: {name}" for name in names[:_NUM_LISTED])
-    num_more = len(names) - _NUM_LISTED
-    return shown if num_more <= 0 else f"{shown}\n  {kind}: and {num_more} more"
-
-
-def _fill(
-    networks: Mapping[str, nn.Module],
-    fillings: Sequence[_Filling],
-    digest: Digest,
+def _read_tensors(
+    fillings: Sequence[Filling],
     *,
-    shapes: Shapes | None = None,
+    shapes: Shapes,
+    networks: Mapping[str, nn.Module],
+    digest: Digest | None,
 ) -> dict[str, torch.dtype]:
-    """Reads the tensors into those networks that are given, and into the digest.
+    """Reads tensors into those networks that are given, and into the digest if there is one.
 
     Returns:
-        The stored precision of every tensor.
+        The stored precision of every tensor that was read.
     """
-    shapes = network_shapes(networks) if shapes is None else shapes
     targets = {component: network.state_dict() for component, network in networks.items()}
     stored_dtypes: dict[str, torch.dtype] = {}
     for file in dict.fromkeys(filling.file for filling in fillings):
@@ -241,14 +157,16 @@ def _fill(
                     continue
                 slot = filling.slot
                 stored = read_tensor(opened, filling.tensor, url=file.url)
+                _note_dtype(stored_dtypes, slot, stored.dtype, url=file.url)
+                if slot.component in targets:
+                    slot.view(targets[slot.component][slot.network_name]).copy_(stored)
+                if digest is None:
+                    continue
                 if file.component is None:
                     whole = stored.view(shapes[slot.component][slot.network_name])
                     digest.add_network_tensor(slot.component, slot.network_name, whole)
                 else:
                     digest.add_stored_tensor(slot.component, slot.stored_name, stored)
-                if slot.component in targets:
-                    slot.view(targets[slot.component][slot.network_name]).copy_(stored)
-                _note_dtype(stored_dtypes, slot, stored.dtype, url=file.url)
     return stored_dtypes
 
 

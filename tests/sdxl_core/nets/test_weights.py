@@ -12,7 +12,7 @@ import torch
 from sdxl_core.contract.errors import ConfigError, WeightsError
 from sdxl_core.nets.build import CLIPTextModel
 from sdxl_core.nets.digest import networks_digest
-from sdxl_core.nets.weights import export_model, load_model
+from sdxl_core.nets.weights import export_model, load_model, model_identity
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
@@ -68,16 +68,34 @@ def test_digest_is_the_same_for_both_layouts_and_every_precision_in_memory(
     assert digest == load_model(folder, dtype=torch.bfloat16).digest
 
 
+def test_identity_is_the_sizes_and_the_digest_without_loading(model, folder, single_file):
+    expected = (model.preset, load_model(folder).digest)
+    assert model_identity(folder) == model_identity(single_file) == expected
+
+
+@pytest.mark.parametrize("layout", ["folder", "single_file"])
+def test_wanted_components_are_loaded_and_the_others_take_no_memory(model, layout, request):
+    loaded = load_model(request.getfixturevalue(layout), components=["vae"])
+    assert loaded.digest == ""
+    for component, network in loaded.networks.items():
+        is_meta = {parameter.is_meta for parameter in network.parameters()}
+        assert is_meta == {component != "vae"}
+    found, expected = loaded.vae.state_dict(), model.vae.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(ConfigError, match="text_encoder_3"):
+        load_model(request.getfixturevalue(layout), components=["text_encoder_3"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_networks_come_in_the_wanted_precision(single_file, dtype):
+def test_networks_come_in_the_wanted_precision(model, single_file, dtype):
     loaded = load_model(single_file, dtype=dtype)
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    expected = load_model(single_file)
     for component, network in loaded.networks.items():
         wanted = vae_dtype if component == "vae" else dtype
-        assert {p.dtype for p in network.parameters()} == {wanted}
-        for name, tensor in expected.networks[component].state_dict().items():
-            assert torch.equal(network.state_dict()[name], tensor.to(wanted))
+        found = network.state_dict()
+        assert {tensor.dtype for tensor in found.values()} == {wanted}
+        for name, tensor in model.networks[component].state_dict().items():
+            assert torch.equal(found[name], tensor.to(wanted))
 
 
 def test_float16_autoencoder_is_refused_unless_its_files_declare_it_safe(copied):

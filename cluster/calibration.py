@@ -1,5 +1,6 @@
 """How fast one worker of this cluster is: a few network calls of the table's commonest lane."""
 
+import math
 import time
 
 import ray
@@ -18,8 +19,10 @@ def measure_flops_per_s(work: GenerateWork, pools: PoolPlan) -> float:
     """FLOP/s of the base UNet in one worker, everything of the call included.
 
     The measured worker has the cluster to itself, so on a CPU whose cores slow each other down the
-    plan's seconds are a lower bound.
+    plan's seconds are a lower bound. Infinite for a table without a usable row.
     """
+    if not work.slots["base"]:
+        return math.inf  # not one row can be made: whatever that takes, it takes no time
     _, gpus, _ = pools.gpus
     task = ray.remote(num_cpus=pools.denoiser_cpus, num_gpus=gpus)(_measure)
     flops_per_s: float = ray.get(task.remote(work))

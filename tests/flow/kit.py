@@ -77,12 +77,14 @@ def hashes(out: str | Path) -> dict[str, str | None]:
     return {row["id"]: row["sha256"] for row in read_rows(out)}
 
 
-def command(models: MicroModels, prompts: str, out: str | Path, *flags: str) -> list[str]:
+def command(
+    models: MicroModels, prompts: str, out: str | Path, *flags: str, steps: int = 2
+) -> list[str]:
     """The command of ``settings``, for another process."""
     return [
         sys.executable, "-m", "jobs", "generate", prompts, str(out),
         "--model", models.base, "--refiner", models.refiner, "--dtype", "float32",
-        "--rows-per-part", "4", "--defaults.steps", "2", "--defaults.height", "64",
+        "--rows-per-part", "4", "--defaults.steps", str(steps), "--defaults.height", "64",
         "--defaults.width", "64", "--how.gallery-rows", "0", "--how.denoisers", "1",
         "--how.retries", "2", *flags,
     ]  # fmt: skip
@@ -97,7 +99,8 @@ def running(
     Its output goes to ``log``.
     """
     full_env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})}
-    full_env.pop("RAY_ADDRESS", None) if not env or "RAY_ADDRESS" not in env else None
+    if "RAY_ADDRESS" not in (env or {}):
+        full_env.pop("RAY_ADDRESS", None)
     with log.open("wb") as file:
         process = subprocess.Popen(
             arguments,

@@ -1,21 +1,27 @@
 """Whole runs of generate, in this process, on toy models and a table with rows of every kind."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.preparation import read_table_plan, survey_table
 from jobs.fsck import FsckConfig
 from jobs.fsck import run as fsck
 from jobs.generate import plan, run
 from jobs.generate_config import GenerateSummary
-from sdxl_core.contract.errors import ConfigError, JobError, SdxlError
+from jobs.verify import VerifyConfig, sample_rows
+from jobs.verify import run as verify
+from sdxl_core.contract.errors import ConfigError, JobError, SdxlError, WeightsError
 from sdxl_core.storage.image_files import decode_image, read_parameters
+from sdxl_core.storage.stores import open_store
 from tests.flow import kit, mixed_table
 from tests.flow.micro_models import BROKEN_WORD, MicroModels, write_broken_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +212,44 @@ def test_generate_plan_of_a_table_without_a_usable_row_says_so(
     shown = plan(kit.settings(models, prompts, tmp_path / "out"))
     assert "1 cannot be used" in shown.describe()
     assert not list((tmp_path / "out").glob("_*"))
+
+
+def test_verify_true_output_passes_and_a_flipped_byte_is_found(
+    summary: GenerateSummary, out: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    threads = torch.get_num_threads()
+    config = VerifyConfig(out=str(copy), num_rows=mixed_table.NUM_GOOD)
+    found = verify(config)
+    assert (found.exit_code, found.num_rows_made_again) == (0, mixed_table.NUM_GOOD)
+    assert json.loads(found.to_json())["differences"] == []
+
+    wide = next(row for row in kit.read_rows(copy) if row["id"] == "wide")
+    image = bytearray((copy / wide["path"]).read_bytes())
+    image[len(image) // 2] ^= 1
+    (copy / wide["path"]).write_bytes(image)
+    found = verify(dataclasses.replace(config, checksums=False))
+    assert found.exit_code == 3
+    assert len(found.differences) == 1
+    assert f"row {wide['input_row']} (id 'wide'" in found.differences[0]
+    assert "CPU type" in json.loads(found.to_json())["hint"]
+    assert "SHA-256" in verify(dataclasses.replace(config, num_rows=0)).check.problems[0]
+    torch.set_num_threads(threads)
+
+
+def test_verify_weights_that_are_not_those_of_the_run_are_refused(
+    summary: GenerateSummary, out: Path, tmp_path: Path
+) -> None:
+    other = write_broken_model(tmp_path / "other")
+    with pytest.raises(WeightsError, match=r"the run's were .*--model"):
+        verify(VerifyConfig(out=str(out), num_rows=1, checksums=False, model=other))
+
+
+def test_verify_sample_has_no_row_twice_and_reaches_every_stretch(
+    summary: GenerateSummary, out: Path
+) -> None:
+    for num_rows in (1, 3, mixed_table.NUM_GOOD, 1000):
+        rows = [row["input_row"] for row in sample_rows(open_store(out), num_rows, seed=5)]
+        assert len(set(rows)) == len(rows) == min(num_rows, mixed_table.NUM_GOOD)
+        assert rows == sorted(rows)

@@ -1,6 +1,5 @@
 """Atomic writes on a local path, and what happens when the disk does not play along."""
 
-import errno
 import multiprocessing
 import os
 import resource
@@ -14,7 +13,6 @@ import pytest
 
 from sdxl_core.contract.errors import StoreError
 from sdxl_core.storage.local_store import TEMPORARY_PREFIX, LocalStore, remove_leftovers
-from sdxl_core.storage.store_errors import local_error
 
 
 def test_reader_beside_a_writer_sees_only_whole_files(tmp_path: Path) -> None:
@@ -99,15 +97,6 @@ def test_file_size_limit_is_a_lasting_failure_that_says_what_to_do(tmp_path: Pat
 
     assert "ulimit" in error
     assert error.endswith("retryable=False")
-
-
-def test_full_disk_and_quota_are_lasting_failures_that_say_what_to_do() -> None:
-    for number, told in [(errno.ENOSPC, "disk full"), (errno.EDQUOT, "disk quota")]:
-        error = local_error(OSError(number, "?"), action="write", url="/out/x.png")
-        assert told in str(error)
-        assert "free space" in str(error)
-        assert "/out/x.png" in str(error)
-        assert not error.retryable
 
 
 def test_full_disk_is_told_through_a_real_tiny_file_system(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sdxl_core.nets.torchvision_ops import declare_missing_torchvision_ops
 
 declare_missing_torchvision_ops()
 
+from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # noqa: E402
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
 from open_clip.transformer import QuickGELU, TextTransformer  # noqa: E402
@@ -20,6 +21,7 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig  # noqa: 
 from transformers.models.clip.modeling_clip import CLIPTextModel  # noqa: E402
 
 __all__ = [
+    "AttnProcessor",
     "AutoencoderKL",
     "CLIPTextModel",
     "TextTransformer",

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from sdxl_core.nets.build import UNet2DConditionModel, build_unet
+from sdxl_core.nets.build import AttnProcessor, UNet2DConditionModel, build_unet
 from sdxl_core.nets.presets import ModelKind, ModelPreset
 from sdxl_core.nets.text import encode_text_1, encode_text_2
 from sdxl_core.nets.tokenizer import PAD_ID_TEXT_1, PAD_ID_TEXT_2, tokenize

@@ -215,6 +215,13 @@ def test_arguments_that_do_not_go_together_are_refused(refiner, tmp_path, out, o
     assert not list(tmp_path.iterdir())
 
 
+def test_model_that_is_not_wholly_loaded_is_refused(folder, tmp_path):
+    part = load_model(folder, components=["vae"])
+    with pytest.raises(ConfigError, match=r"unet was not loaded|text_encoder.* was not loaded"):
+        export_model(part, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_place_that_cannot_be_written_is_told(refiner, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):

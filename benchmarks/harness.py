@@ -119,27 +119,40 @@ def write_results(
         (RESULTS / f"{name}.md").write_text(text)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
-    started = time.perf_counter()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Took:
+    """Wall seconds of a piece of work, and seconds that this process's threads ran meanwhile.
+
+    On a busy machine the second number is the one to compare: a process that waits for a core runs
+    up no CPU seconds. With one thread and a quiet machine the two are equal.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
+def time_of(work: Callable[[], object]) -> Took:
+    """Runs ``work`` once."""
+    started, cpu_started = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return Took(wall_s=time.perf_counter() - started, cpu_s=time.process_time() - cpu_started)
 
 
-def interleaved(
-    sides: Mapping[str, Callable[[], object]], *, num_rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of every side in every round; sides take turns, and the first one changes.
+def interleaved(sides: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, list[Took]]:
+    """Times of every side in every round; sides take turns, and the first one changes.
 
     What else the machine does then hits all sides alike, and ratios within a round are fair.
+
+    Args:
+        sides: What each side does in each round; equally many rounds.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(num_rounds):
+    took: dict[str, list[Took]] = {name: [] for name in sides}
+    for index in range(min(map(len, sides.values()))):
         names = list(sides) if index % 2 == 0 else list(reversed(sides))
         for name in names:
-            seconds[name].append(seconds_of(sides[name]))
-            progress(f"round {index + 1}/{num_rounds} {name}: {seconds[name][-1]:.2f} s")
-    return seconds
+            took[name].append(time_of(sides[name][index]))
+            progress(f"round {index + 1} {name}: {took[name][-1]}")
+    return took
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ SIZES = (
     (96, 160),
     (88, 168),
 )
-STEPS = (10, 14, 18, 22)
+STEPS = (6, 8, 10, 12)
 GUIDANCE_SCALES = (3.0, 5.0, 7.5)
 HANDOFF = 0.8
 

@@ -205,7 +205,7 @@ def _run_batch(
     }
     latents = None
     if noise is not None:
-        latents = torch.stack([noise[row.id] for row in rows])
+        latents = torch.stack([noise[row.id] for row in rows]).to(pipelines.base.unet.dtype)
     latents_BCHW = pipelines.base(
         height=first.height,
         width=first.width,

@@ -110,7 +110,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=4, help="rounds of the one-kind table")
     parser.add_argument("--rounds", type=int, default=1, help="of the mixed table")
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--mixed-slots", type=int, default=8)
+    parser.add_argument("--mixed-slots", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="of torch; more compare wall time")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--tables", nargs="+", default=["homogeneous", "mixed"])

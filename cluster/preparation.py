@@ -39,8 +39,10 @@ SURVEY_ROWS = 20_000
 
 # Slots of the fullest lane at 1024 x 1024 px on a GPU; other sizes get as many as have that area.
 GPU_SLOTS_1024 = 16
-# On a CPU, larger batches gain little after this and pad more.
-CPU_SLOTS = 4
+# On a CPU a call costs as much as two to four places before the first one, so larger batches gain
+# little after this; and places that stay idle because a lane is thin cost as much as used ones.
+# With six rows or more to a slot, all workers together, few of them do.
+MAX_CPU_SLOTS, CPU_ROWS_PER_SLOT = 16, 6
 
 # Rows of a part when the user does not say: few enough that a small table keeps a cluster busy.
 MIN_ROWS_PER_PART, MAX_ROWS_PER_PART, MIN_PARTS = 4, 64, 16
@@ -133,19 +135,18 @@ def plan_slots(
             if stage == "base" or work.refiner:
                 lanes[key] = lanes.get(key, 0) + work.num_rows
     return {
-        stage: {
-            key: slots or registered_slots(num_rows, max_slots=_max_slots(device, key))
-            for key, num_rows in lanes.items()
-        }
+        stage: {key: slots or _num_slots(device, key, num_rows) for key, num_rows in lanes.items()}
         for stage, lanes in rows.items()
     }
 
 
-def _max_slots(device: str, key: LaneKey) -> int:
+def _num_slots(device: str, key: LaneKey, num_rows: int) -> int:
     if device == "cpu":
-        return CPU_SLOTS
+        fair = max(1, min(MAX_CPU_SLOTS, num_rows // CPU_ROWS_PER_SLOT))
+        return max(number for number in REGISTERED_SLOTS if number <= fair)
     share = (1024 * 1024) / (key.height_px * key.width_px)
-    return max(1, min(REGISTERED_SLOTS[-1], math.floor(GPU_SLOTS_1024 * share)))
+    max_slots = max(1, min(REGISTERED_SLOTS[-1], math.floor(GPU_SLOTS_1024 * share)))
+    return registered_slots(num_rows, max_slots=max_slots)
 
 
 def count_flops(survey: Survey, base: ModelPreset, refiner: ModelPreset | None) -> Flops:

@@ -1,9 +1,9 @@
 """The batching engine: many rows, one network, rows join and leave at any step.
 
 It works like a modern language-model server. Each latent shape has a lane with a fixed number of
-slots; every ``tick`` picks the fullest lane, fills its free slots from that lane's queue and makes
-one network call for all of them. Rows of one call may differ in steps, position, sampler, guidance
-and seed. Base and refiner are two engines.
+slots; every ``tick`` picks the fullest lane, fills its free slots from that lane's queue (longest
+rows first) and makes one network call for all of them. Rows of one call may differ in steps,
+position, sampler, guidance and seed. Base and refiner are two engines.
 
 Under the ``exact`` numerics profile a lane always runs with all its slots, idle ones padded, so a
 row's bits do not depend on its neighbours, its order of arrival or the length of the queue. Under
@@ -13,7 +13,10 @@ rows.
 
 import collections
 import dataclasses
+import heapq
+import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -109,9 +112,9 @@ class Engine:
         self._device = torch.device(device)
         self._dtype = dtype
         self._numerics = numerics
-        self._queues: dict[LaneKey, collections.deque[Row]] = collections.defaultdict(
-            collections.deque
-        )
+        # Heaps of (minus steps left, number of arrival, row).
+        self._queues: dict[LaneKey, list[tuple[float, int, Row]]] = collections.defaultdict(list)
+        self._arrivals = itertools.count()
         self._lanes: dict[LaneKey, Lane] = {}
         # Slot numbers that out-of-memory has lowered stay lowered.
         self._lowered: dict[LaneKey, int] = {}
@@ -124,7 +127,9 @@ class Engine:
         if task.table.num_evaluations == 0:
             raise ConfigError(f"row {task.key}: the trajectory has no steps")
         self._num_slots(task.lane_key)  # refuses a shape without a slot number before it is queued
-        self._queues[task.lane_key].append(Row.of(task))
+        # Longest rows first: then the last rows of a lane are short ones that end together, and
+        # few places are padded on the way.
+        self._enqueue(task.lane_key, Row.of(task), rank=-task.table.num_evaluations)
 
     @property
     def num_pending(self) -> int:
@@ -156,7 +161,7 @@ class Engine:
         lane = self._lanes.get(key) or self._open_lane(key)
         queue = self._queues[key]
         while lane.num_free and queue:
-            lane.admit(queue.popleft())
+            lane.admit(heapq.heappop(queue)[-1])
         num_places = lane.num_slots
         if self._numerics == "fast":
             num_places = registered_slots(len(lane.rows), max_slots=lane.num_slots)
@@ -175,6 +180,9 @@ class Engine:
             del self._lanes[key]
             del self._queues[key]
         return list(results)
+
+    def _enqueue(self, key: LaneKey, row: Row, *, rank: float) -> None:
+        heapq.heappush(self._queues[key], (rank, next(self._arrivals), row))
 
     def _next_lane(self) -> LaneKey | None:
         """The lane with the best fill; among equals the one that ran last, so that its rows get
@@ -224,7 +232,8 @@ class Engine:
             detail = f"{size} does not fit with 1 slot: {message.splitlines()[0]}"
             return [OutOfMemoryRow(key=row.task.key, detail=detail) for row in rows]
         self._lowered[key] = smaller[-1]
-        self._queues[key].extendleft(reversed(rows))
+        for row in rows:
+            self._enqueue(key, row, rank=-math.inf)  # before those that have not begun
         shrink = SlotShrink(lane=key, num_slots_before=lane.num_slots, num_slots_after=smaller[-1])
         self.shrinks.append(shrink)
         logger.warning(

@@ -100,7 +100,7 @@ def test_slots_come_from_the_table_alone(folder: str) -> None:
     assert by_parts[0] == by_parts[1] == by_parts[2]
     square = LaneKey(latent_height=8, latent_width=8, guided=True)
     unguided = LaneKey(latent_height=8, latent_width=8, guided=False)
-    assert by_parts[0]["base"][square] == 4
+    assert by_parts[0]["base"][square] == 2
     assert by_parts[0]["base"][unguided] == 1
     assert by_parts[0]["refiner"] == {}
 

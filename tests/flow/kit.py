@@ -73,8 +73,9 @@ def read_rows(out: str | Path) -> list[dict[str, Any]]:
 
 
 def hashes(out: str | Path) -> dict[str, str | None]:
-    """SHA-256 of each row's image, by id."""
-    return {row["id"]: row["sha256"] for row in read_rows(out)}
+    """SHA-256 of each row's image, by id; None for rows that failed, unless another has that id."""
+    rows = sorted(read_rows(out), key=lambda row: row["sha256"] is not None)
+    return {row["id"]: row["sha256"] for row in rows}
 
 
 def command(

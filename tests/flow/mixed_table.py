@@ -23,7 +23,6 @@ BAD_ROWS: tuple[tuple[Reason, str, dict[str, Any]], ...] = (
     (Reason.PROMPT_MISSING, "prompt", {"id": "b0", "prompt": None}),
     (Reason.INVALID_PROMPT, "prompt", {"id": "b1", "prompt": "nul \0 byte"}),
     (Reason.INVALID_PROMPT, "prompt", {"id": "b2", "prompt": "x" * 1_000_000}),
-    (Reason.INVALID_PROMPT, "prompt", {"id": "b3", "prompt": "half a pair \ud800"}),
     (Reason.INVALID_PROMPT, "prompt_2", {"id": "b4", "prompt": "p", "prompt_2": "\x1b[31m red"}),
     (Reason.INVALID_SIZE, "height", {"id": "b5", "prompt": "p", "height": 100}),
     (Reason.INVALID_SIZE, "width", {"id": "b6", "prompt": "p", "width": 8192}),
@@ -41,19 +40,22 @@ BAD_ROWS: tuple[tuple[Reason, str, dict[str, Any]], ...] = (
     (Reason.INVALID_ID, "id", {"id": "two\nlines", "prompt": "p"}),
     (Reason.DUPLICATE_ID, "id", {"id": "guided", "prompt": "again"}),
 )
-BROKEN_LINE = '{"id": "torn", "prompt": "a line that en\n'
+BROKEN_LINES = (
+    '{"id": "surrogate", "prompt": "half a pair \\ud800"}\n',
+    '{"id": "torn", "prompt": "a line that en\n',
+)
 
-NUM_GOOD, NUM_BAD = len(GOOD_ROWS), len(BAD_ROWS) + 1
+NUM_GOOD, NUM_BAD = len(GOOD_ROWS), len(BAD_ROWS) + len(BROKEN_LINES)
 NUM_ROWS = NUM_GOOD + NUM_BAD
 
 
 def write_mixed_table(path: Path) -> str:
-    """Good and bad rows in turn, then the broken line; a column ``note`` that is nobody's."""
+    """Good and bad rows in turn, then the broken lines; a column ``note`` that is nobody's."""
     bad = [row for _, _, row in BAD_ROWS]
     lines = []
     for index in range(max(len(bad), NUM_GOOD)):
         for rows in (GOOD_ROWS, bad):
             if index < len(rows):
                 lines.append(json.dumps(dict(rows[index]) | {"note": f"n{len(lines)}"}) + "\n")
-    path.write_text("".join(lines) + BROKEN_LINE)
+    path.write_text("".join([*lines, *BROKEN_LINES]))
     return str(path)

@@ -58,7 +58,7 @@ def test_generate_mixed_table_has_every_row_once_with_its_reason(
         by_reason.setdefault(row["reason"], []).append(row["detail"])
     for reason, column, _ in mixed_table.BAD_ROWS:
         assert any(f"column '{column}'" in detail for detail in by_reason[reason]), reason
-    assert len(by_reason["unreadable_row"]) == 1
+    assert len(by_reason["unreadable_row"]) == len(mixed_table.BROKEN_LINES)
     assert (summary.num_rows, summary.num_failed) == (mixed_table.NUM_ROWS, mixed_table.NUM_BAD)
     assert summary.exit_code == 3
 
@@ -66,7 +66,7 @@ def test_generate_mixed_table_has_every_row_once_with_its_reason(
 def test_generate_images_hold_their_size_and_parameters(
     summary: GenerateSummary, out: Path
 ) -> None:
-    rows = {row["id"]: row for row in kit.read_rows(out)}
+    rows = {row["id"]: row for row in kit.read_rows(out) if row["status"] == "ok"}
     for name, size in (
         ("wide", (64, 128, 3)),
         ("refined", (64, 64, 3)),

@@ -15,7 +15,7 @@ from sdxl_core.contract.prompt_fields import (
     read_value,
 )
 from sdxl_core.contract.reasons import Reason
-from sdxl_core.contract.request import PromptDefaults, Request
+from sdxl_core.contract.request import PromptDefaults, Request, default_of
 from sdxl_core.contract.seeds import row_seed
 
 __all__ = [
@@ -143,7 +143,7 @@ def _default(
         return str(index)
     if field.name == "seed":
         return row_seed(run_seed, values["id"])
-    return getattr(defaults, field.name)
+    return default_of(defaults, field.name)
 
 
 def _refuse_unreadable(row: Mapping[str, Any]) -> None:

@@ -125,23 +125,30 @@ class PromptDefaults:
     negative_target_width: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.height is None) != (self.width is None):
-            raise ConfigError(
-                f"height and width: found {self.height} and {self.width}, expected both or none"
-            )
         values = asdict(self)
-        if self.height is None:
-            values |= {"height": _ANY_SIZE_PX, "width": _ANY_SIZE_PX}
+        for side in ("height", "width"):
+            values[side] = default_of(self, side)
         try:
             Request(prompt="", **values)
         except RowError as error:
             raise ConfigError(f"a default for the rows cannot be used: {error.detail}") from error
 
     def for_model(self, native_size_px: int) -> "PromptDefaults":
-        """The defaults with a size: the one given, else a square of ``native_size_px``."""
-        if self.height is not None:
-            return self
-        return replace(self, height=native_size_px, width=native_size_px)
+        """The defaults with a size: sides that are None become ``native_size_px``."""
+        return replace(
+            self,
+            height=native_size_px if self.height is None else self.height,
+            width=native_size_px if self.width is None else self.width,
+        )
+
+
+def default_of(defaults: PromptDefaults, name: str) -> Any:
+    """The default of one column; for a size that was left to the model, any size that is valid.
+
+    Jobs put the model's own size in before they resolve rows (``PromptDefaults.for_model``).
+    """
+    value = getattr(defaults, name, None)
+    return _ANY_SIZE_PX if value is None and name in ("height", "width") else value
 
 
 def _check_value(field: PromptField, value: Any) -> Any:

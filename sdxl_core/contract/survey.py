@@ -28,6 +28,7 @@ from sdxl_core.contract.request import (
     NEGATIVE_CROPS,
     NEGATIVE_SIZES,
     PromptDefaults,
+    default_of,
 )
 
 MAX_EXAMPLES = 3
@@ -96,7 +97,7 @@ def survey_part(
     """
     start = first_row if first_row_in_file is None else first_row_in_file
     columns = {
-        field.name: check_column(field, table, getattr(defaults, field.name, None))
+        field.name: check_column(field, table, default_of(defaults, field.name))
         for field in PROMPT_FIELDS
     }
     suspects = np.flatnonzero(_suspects_N(table, columns))

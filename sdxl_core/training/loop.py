@@ -92,15 +92,19 @@ def train(
             seconds = time.monotonic() - start_s
             logger.info("%s: step %d loss %.4f %.0f s", state_path.stem, step, mean_loss, seconds)
         if step % settings.save_every == 0 or step == settings.num_steps:
-            save_atomically(
-                {
-                    "module": module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average.state_dict(),
-                    "random": torch.get_rng_state(),
-                    "step": step,
-                },
-                state_path,
-            )
+            save_atomically(_state(module, optimizer, average, step), state_path)
     module.eval()
     return average
+
+
+def _state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, step: int
+) -> dict[str, object]:
+    """All that a training needs to go on as if it had not stopped."""
+    return {
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.state_dict(),
+        "random": torch.get_rng_state(),
+        "step": step,
+    }

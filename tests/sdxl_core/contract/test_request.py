@@ -33,9 +33,9 @@ def test_request_fields_are_the_prompt_columns():
 
 
 def test_request_defaults_and_run_defaults_are_the_same():
-    assert Request(prompt="a cat", **dataclasses.asdict(PromptDefaults())) == Request(
-        prompt="a cat"
-    )
+    assert Request(
+        prompt="a cat", **dataclasses.asdict(PromptDefaults().for_model(1024))
+    ) == Request(prompt="a cat")
 
 
 @pytest.mark.parametrize(("name", "low", "high", "below", "above", "reason"), BOUNDS)

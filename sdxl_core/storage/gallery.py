@@ -145,7 +145,7 @@ def _cells(store: Store, row: Mapping[str, Any]) -> list[Cell]:
     except (RowError, StoreError) as error:
         logger.warning("row %r is not on the contact sheet: %s", row.get("id"), error)
         return []
-    notes = [shape_of(row), f"seed {row.get('seed')}", f"{row.get('steps')} steps"]
+    notes = [shape_of(row), f"{row.get('steps')} steps", f"seed {row.get('seed')}"]
     return [Cell(rgb_HWC=rgb_HWC, prompt=str(row.get("prompt") or ""), note=" · ".join(notes))]
 
 

@@ -207,7 +207,7 @@ function fill(select, options) {
 
 function shapeOf(row) { return row.height && row.width ? row.height + " × " + row.width : ""; }
 function metaOf(row) {
-  return [shapeOf(row), row.seed == null ? "" : "seed " + row.seed, row.steps == null ? "" : row.steps + " steps"].filter(Boolean).join(" · ");
+  return [shapeOf(row), row.steps == null ? "" : row.steps + " steps", row.seed == null ? "" : "seed " + row.seed].filter(Boolean).join(" · ");
 }
 function urlOf(path) { return path.split("/").map(encodeURIComponent).join("/"); }
 function grouped(number) { return number.toLocaleString("en"); }

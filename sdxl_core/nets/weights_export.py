@@ -53,7 +53,7 @@ def export_model(
         variant: goes into the names of the weights files of a diffusers folder (``fp16``).
 
     Raises:
-        ConfigError: if the arguments do not go together.
+        ConfigError: if the arguments do not go together, or the model is not wholly loaded.
         StoreError: if ``out`` cannot be written.
     """
     if layout not in get_args(Layout):
@@ -64,6 +64,9 @@ def export_model(
         raise ConfigError(f"export to {out}: layout {layout} needs {expected}")
     if is_single_file and variant is not None:
         raise ConfigError(f"variant {variant!r}: a single file has no variants; leave it out")
+    for component, network in model.networks.items():
+        if any(tensor.is_meta for tensor in network.state_dict().values()):
+            raise ConfigError(f"export to {out}: {component} was not loaded; load all components")
     if is_single_file:
         _export_single_file(model, str(out), dtype)
     else:

@@ -26,6 +26,7 @@ from sdxl_core.nets.presets import SDXL_BASE, SDXL_REFINER
 from sdxl_core.nets.text import encode_text_1, encode_text_2
 from sdxl_core.nets.tokenizer import PAD_ID_TEXT_1, PAD_ID_TEXT_2, tokenize
 from sdxl_core.nets.weights import export_model, load_model
+from sdxl_core.storage.stores import open_store
 from tests.servers import moto_s3
 
 LAYOUTS = ["diffusers", "single-file"]
@@ -228,17 +229,26 @@ def test_place_that_cannot_be_written_is_told(refiner, tmp_path):
         export_model(refiner, tmp_path / "file" / "out")
 
 
-@pytest.mark.s3
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_model_goes_to_s3_and_comes_back_as_from_a_folder(refiner, layout, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def s3_server():
     with moto_s3() as server:
         server.make_bucket("models")
-        for name, value in server.env.items():
-            monkeypatch.setenv(name, value)
-        suffix = "" if layout == "diffusers" else ".safetensors"
-        url = f"s3://models/some/refiner{suffix}"
-        export_model(refiner, url, layout=layout)
-        loaded = load_model(url)
-    local = exported(refiner, tmp_path / "a", layout)
-    assert loaded.digest == load_model(local).digest
-    assert hashes(exported(loaded, tmp_path / "b", layout)) == hashes(local)
+        yield server
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_model_comes_back_from_s3_as_it_went(refiner, layout, tmp_path, monkeypatch, s3_server):
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    local = exported(refiner, tmp_path, layout, dtype=torch.float16)
+    url = f"s3://models/some/{local.name}"
+
+    export_model(load_model(local), url, layout=layout)
+
+    store = open_store(f"s3://models/some/{'' if layout == 'single-file' else local.name}")
+    names = hashes(local) if layout == "diffusers" else {local.name: hashes(local)[""]}
+    found = {name: hashlib.sha256(store.read_bytes(name)).hexdigest() for name in names}
+    assert found == names
+    assert load_model(url).digest == load_model(local).digest

@@ -2,6 +2,7 @@
 #   make demo        pictures from the embedded model, in out/demo
 #   make test        everything that is not marked slow, under 10 minutes on two cores
 #   make test-slow   the rest, under 40 minutes
+#   make test-faults kills and lost connections in whole jobs; not part of CI yet
 #   make lint        ruff, mypy --strict, import-linter
 #   make bench       side-by-side runs, results under benchmarks/results
 #   make clean       removes the environment, the caches and out/demo
@@ -28,7 +29,7 @@ with_uv = $(bin)/uv pip install --quiet --python $(bin)/python -c constraints.tx
 with_pip = $(bin)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 project = --editable '.[dev,s3,train,trackers]'
 
-.PHONY: demo test test-slow lint bench clean venv
+.PHONY: demo test test-slow test-faults lint bench clean venv
 .DEFAULT_GOAL := test
 
 venv: $(stamp)
@@ -51,7 +52,10 @@ test: $(stamp)
 	@$(bin)/python -m pytest -q $(PYTEST_ARGS)
 
 test-slow: $(stamp)
-	@$(bin)/python -m pytest -q -m slow --timeout 900 $(PYTEST_ARGS)
+	@$(bin)/python -m pytest -q -m "slow and not faults" --timeout 900 $(PYTEST_ARGS)
+
+test-faults: $(stamp)
+	@$(bin)/python -m pytest -q -m faults --timeout 900 $(PYTEST_ARGS)
 
 lint: $(stamp)
 	@$(bin)/ruff check --quiet .

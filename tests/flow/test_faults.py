@@ -28,7 +28,7 @@ from tests.flow import kit
 from tests.flow.micro_models import MicroModels, write_overflowing_model
 from tests.servers import flaky_proxy, seaweed_s3
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
 
 NUM_ROWS = 48
 

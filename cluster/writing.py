@@ -67,18 +67,6 @@ def commit_images(
     return record
 
 
-def rows_to_retry(store: Store, part: int) -> set[int] | None:
-    """Input rows of a finished part that failed; None if the part is not finished."""
-    if not store.exists(record_path(part)):
-        return None
-    table = read_part_table(store, read_part_record(store, part))
-    return {
-        row["input_row"]
-        for row in table.select(["input_row", "status"]).to_pylist()
-        if row["status"] == "failed"
-    }
-
-
 def part_report(record: PartRecord) -> pa.Table:
     """What the driver gets of a part that is committed."""
     counts = {

@@ -1,7 +1,7 @@
 """Why a row of an image-text source gave no sample: a closed list.
 
-The word is what the column ``reason`` of the rejected rows holds and what counts are grouped by; the
-sentence is for people.
+The word is what the column ``reason`` of the rejected rows holds and what counts are grouped by;
+the sentence is for people.
 """
 
 from enum import StrEnum

@@ -1,8 +1,8 @@
 """The samples dataset: what becomes of every row of an image-text source.
 
-A source row is a ``RawSample``. It becomes one or several ``Sample`` (several with ``--crops``), or
-one ``Rejection`` that says why not; nothing else, so that source rows = rows with samples + rejected
-rows. A row is told apart by ``source_slice`` and ``row_index``, its place in the source.
+A source row is a ``RawSample``. It becomes one or several ``Sample`` (several with ``--crops``) or
+one ``Rejection`` that says why not, nothing else: source rows = rows with samples + rejected rows.
+A row is told apart by ``source_slice`` and ``row_index``, its place in the source.
 
 Sizes are pixels, heights before widths. ``original_*`` is the picture as it was before any resize,
 upright; ``crop_*`` is the place of the sample in the resized picture; ``target_*`` is the bucket.

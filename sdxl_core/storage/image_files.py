@@ -58,7 +58,7 @@ def encode_image(
     rgb_HWC: npt.NDArray[np.uint8],
     *,
     image_format: ImageFormat,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any] | None,
 ) -> bytes:
     """One image file.
 
@@ -67,11 +67,12 @@ def encode_image(
         image_format: ``png`` and ``webp`` keep every pixel as it is; ``jpeg`` is quality 95 without
             chroma subsampling.
         parameters: What made the image; values that JSON does not know are written as their text.
+            None leaves them out.
 
     Raises:
         RowError: ``write_failed``, if the format cannot hold such an image.
     """
-    text = parameters_json(parameters)
+    text = None if parameters is None else parameters_json(parameters)
     buffer = io.BytesIO()
     try:
         if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
@@ -79,7 +80,8 @@ def encode_image(
         image = Image.fromarray(np.ascontiguousarray(rgb_HWC))
         if image_format == "png":
             info = PngImagePlugin.PngInfo()
-            info.add_text(PARAMETERS_KEY, text)
+            if text is not None:
+                info.add_text(PARAMETERS_KEY, text)
             image.save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
         elif image_format == "webp":
             image.save(buffer, "WEBP", lossless=True, method=_WEBP_METHOD, exif=_exif(text))
@@ -183,7 +185,9 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True, default=str)
 
 
-def _exif(text: str) -> bytes:
+def _exif(text: str | None) -> bytes:
+    if text is None:
+        return b""
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII_COMMENT + text.encode()
     return exif.tobytes()

@@ -1,0 +1,162 @@
+"""From an image file to upright sRGB pixels of a wanted size.
+
+A JPEG is decoded at a half, a quarter or an eighth where that is still as large as wanted: the
+decoder then leaves out frequencies that the resize would take away anyway, and most of the work.
+The rest is an antialiased bicubic resize (torch's, which does 8-bit pixels with vector
+instructions; its kernel is Pillow's). A size that does not divide by the scale is accounted for to
+the fraction of a pixel, so nothing is shifted or stretched.
+
+Shapes: H, W height and width in pixels, C channels.
+"""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, JpegImagePlugin
+
+from sdxl_core.contract.reject_reasons import RejectReason
+from sdxl_core.data.colours import plain_image, to_srgb
+from sdxl_core.data.geometry import Geometry
+from sdxl_core.data.picture_files import DAMAGES, PictureError, PictureHeader, open_picture
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An upright sRGB picture.
+
+    Args:
+        rgb_HWC: uint8, shape (H, W, 3).
+        notes: what was done on the way, in order.
+    """
+
+    rgb_HWC: Pixels
+    notes: tuple[str, ...]
+
+
+def decode_resized(data: bytes, header: PictureHeader, resized_size: tuple[int, int]) -> Picture:
+    """Decodes a file, makes it ``resized_size`` (height, width) and turns it upright.
+
+    Args:
+        data: the file.
+        header: of ``read_header``. Hold its size against a limit first: files other than JPEG are
+            decoded in full.
+        resized_size: of the upright picture.
+
+    Raises:
+        PictureError: ``truncated_image``, ``corrupt_image`` or ``unsupported_format``.
+    """
+    orientation = header.exif_orientation
+    stored_size = resized_size if orientation < 5 else (resized_size[1], resized_size[0])
+    try:
+        image, extent = _load(data, header, stored_size)
+        icc_profile = image.info.get("icc_profile")
+        image, notes = plain_image(image, bits=header.bits)
+        pixels_HWC = np.array(image)
+    except DAMAGES as error:
+        raise _damage(header, error) from error
+    if header.format == "tiff" and orientation != 1:  # Pillow has turned it upright
+        notes, orientation = (*notes, "exif_rotated"), 1
+        extent, stored_size = (float(image.height), float(image.width)), resized_size
+    if pixels_HWC.ndim == 2:
+        pixels_HWC = pixels_HWC[:, :, None]
+    resized_HWC = resize(pixels_HWC, stored_size, extent=extent)
+    rgb_HWC, colour_notes = to_srgb(resized_HWC, icc_profile)
+    if orientation != 1:
+        notes = ("exif_rotated", *notes)
+    if header.is_animated:
+        notes = (*notes, "first_frame")
+    return Picture(rgb_HWC=turn_upright(rgb_HWC, orientation), notes=(*notes, *colour_notes))
+
+
+def cut_sample(rgb_HWC: Pixels, geometry: Geometry) -> Pixels:
+    """The sample in a resized picture: mirrored, if at all, then cropped.
+
+    Args:
+        rgb_HWC: upright, of ``geometry.resized_size``.
+        geometry: of the sample.
+
+    Returns:
+        Pixels of ``geometry.target_size``, contiguous.
+    """
+    if geometry.flip:
+        rgb_HWC = rgb_HWC[:, ::-1]
+    (top, left), (height, width) = geometry.crop_top_left, geometry.target_size
+    return np.ascontiguousarray(rgb_HWC[top : top + height, left : left + width])
+
+
+def resize(
+    pixels_HWC: Pixels, size: tuple[int, int], *, extent: tuple[float, float] | None = None
+) -> Pixels:
+    """Resizes with an antialiased bicubic filter.
+
+    Args:
+        pixels_HWC: uint8, any number of channels.
+        size: (height, width) of the result.
+        extent: (height, width) of the part that is resized, from the upper left corner, in pixels
+            with fractions; at most one pixel less than all, which is the default.
+
+    Returns:
+        Pixels of ``size``.
+    """
+    height, width = pixels_HWC.shape[:2]
+    extent = extent or (float(height), float(width))
+    if extent == size == (height, width):
+        return pixels_HWC
+    # The filter's places follow the scale; the result can be a pixel longer than wanted.
+    fits = extent == (height, width)
+    scale = tuple(wanted / had * (1 + 1e-12) for wanted, had in zip(size, extent, strict=True))
+    resized_1CHW = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None],
+        size=size if fits else None,
+        scale_factor=None if fits else scale,
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    cut_1CHW = resized_1CHW[:, :, : size[0], : size[1]]
+    return np.ascontiguousarray(cut_1CHW[0].permute(1, 2, 0).numpy())
+
+
+def turn_upright(pixels_HWC: Pixels, exif_orientation: int) -> Pixels:
+    """What a camera noted as ``exif_orientation`` (1 to 8) the right way up; a view."""
+    if exif_orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.swapaxes(0, 1)
+    if exif_orientation in (3, 4, 7, 8):
+        pixels_HWC = pixels_HWC[::-1]
+    if exif_orientation in (2, 3, 6, 7):
+        pixels_HWC = pixels_HWC[:, ::-1]
+    return pixels_HWC
+
+
+def _load(
+    data: bytes, header: PictureHeader, least_size: tuple[int, int]
+) -> tuple[Image.Image, tuple[float, float]]:
+    """Decodes, a JPEG at the smallest scale that is not below ``least_size``.
+
+    Returns:
+        The image, and which (height, width) of it is picture; the rest of its last row or column
+        is not.
+    """
+    image = open_picture(data, header.format)
+    extent = (float(image.height), float(image.width))
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        drafted = image.draft(None, (least_size[1], least_size[0]))
+        if drafted is not None:
+            _, (_, _, width, height) = drafted
+            extent = (height, width)
+    image.load()
+    return image, extent
+
+
+def _damage(header: PictureHeader, error: Exception) -> PictureError:
+    cut_words = ("truncated", "too short", "unexpected end", "not enough", "premature", "eof")
+    is_cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in cut_words)
+    height, width = header.stored_size
+    return PictureError(
+        RejectReason.TRUNCATED_IMAGE if is_cut else RejectReason.CORRUPT_IMAGE,
+        f"a {header.format} of {height} x {width} px: {error or type(error).__name__}",
+    )

@@ -11,10 +11,12 @@ from cluster.loading import load_models
 from cluster.messages import PartWork, RowWork, message_part, to_message
 from cluster.work import GenerateWork
 from cluster.worker import Worker
+from cluster.writing import rows_made_before
 from sdxl_core.contract.errors import RowError
 from sdxl_core.contract.part_requests import resolve_part
 from sdxl_core.contract.reasons import Reason
 from sdxl_core.diffusion.text_stage import TextStage
+from sdxl_core.storage.stores import open_store
 from sdxl_core.storage.tables import read_part
 
 
@@ -25,6 +27,7 @@ class EncodePrompts(Worker):
         super().__init__(work, hub, "encode")
         models = load_models(work, components=("text_encoder", "text_encoder_2"))
         self._texts = TextStage(models)
+        self._store = open_store(work.out, retries=work.retries, timeout_s=work.timeout_s)
         self._lock = threading.Lock()
 
     def __call__(self, message: pa.Table) -> pa.Table:
@@ -61,7 +64,12 @@ class EncodePrompts(Worker):
             run_seed=self._work.run_seed,
             duplicates=self._work.duplicates.get(part),
         )
-        rows = [RowWork(input_row=row, request=request) for row, request in resolved.requests]
+        made = rows_made_before(self._work, self._store, part)
+        rows = [
+            RowWork(input_row=row, request=request)
+            for row, request in resolved.requests
+            if row not in made
+        ]
         for row in rows:
             if row.request.refiner and self._work.refiner is None:
                 row.error = RowError(

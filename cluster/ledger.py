@@ -5,6 +5,7 @@ first start decided and later starts must find unchanged.
 """
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -28,15 +29,19 @@ from sdxl_core.nets.flops import num_unet_parameters
 from sdxl_core.nets.model import check_vae_preset_dtype, default_vae_dtype
 from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.nets.weights import model_identity
+from sdxl_core.storage.part_files import delete_leftovers
 from sdxl_core.storage.parts import (
     DatasetInfo,
     committed_parts,
+    delete_summary,
     read_part_records,
     write_run_files,
     write_summary,
 )
 from sdxl_core.storage.stores import Store
 from sdxl_core.storage.tables import PartPlan
+
+logger = logging.getLogger(__name__)
 
 # Bytes of one encoded image per pixel, as measured on real SDXL pictures.
 BYTES_PER_PIXEL = {"png": 1.6, "webp": 1.25, "jpeg": 0.46}
@@ -236,7 +241,15 @@ class RowTally:
 
 
 class Ledger:
-    """Parts of one output: which are open, and the counts of those that are committed."""
+    """Parts of one output: which are open, and the counts of those that are committed.
+
+    Attributes:
+        num_parts: Of the whole output.
+        tally: Rows of committed parts that are not open.
+        reopened: Finished parts that are open for their failed rows.
+        num_rows_open: Rows to make in open parts.
+        num_rows_made_now: Rows that this run has made or tried.
+    """
 
     def __init__(self, store: Store, work: GenerateWork, plan: RunPlan) -> None:
         self._store = store
@@ -245,7 +258,9 @@ class Ledger:
         self.num_parts = work.parts.num_parts
         self.fingerprint = plan.fingerprint
         self.tally = RowTally()
+        self.num_rows_open = 0
         self.num_rows_made_now = 0
+        self.reopened: set[int] = set()
 
     def begin(self, run_toml: str) -> None:
         """Writes what the run is, before its first part."""
@@ -266,21 +281,38 @@ class Ledger:
             write_plan(self._store, head, self._plan.slots, self._plan.duplicates)
 
     def open_parts(self, *, retry_failed: bool) -> list[int]:
-        """Parts to make, in order; the counts of the others are in ``tally`` afterwards."""
+        """Parts to make, in order; the counts of the others are in ``tally`` afterwards.
+
+        With ``retry_failed`` finished parts that have failed rows are among them.
+        """
         done = committed_parts(self._store)
-        again = set()
+        self.reopened, self.num_rows_open = set(), 0
         for record in read_part_records(self._store, sorted(done)):
-            if retry_failed and record.num_by_status.get("failed"):
-                again.add(record.part)
+            num_failed = record.num_by_status.get("failed", 0)
+            if retry_failed and num_failed:
+                self.reopened.add(record.part)
+                self.num_rows_open += num_failed
             else:
                 self.tally.add(record.num_rows, record.num_by_status, record.num_by_reason)
-        return [part for part in range(self.num_parts) if part not in done or part in again]
+        missing = [part for part in range(self.num_parts) if part not in done]
+        self.num_rows_open += sum(self._work.parts.part(part).num_rows for part in missing)
+        return sorted([*missing, *self.reopened])
+
+    def reopen(self) -> None:
+        """Takes the summary away before any part is made, so that it never speaks of an old state.
+
+        All that a run which is killed from here on lacks is its summary: the records of finished
+        parts hold until the one put of a new one, and the next run writes the summary.
+        """
+        delete_summary(self._store)
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Counts a part that has just been committed."""
         self.tally.add(report["num_rows"], report["num_by_status"], report["num_by_reason"])
-        self.num_rows_made_now += report["num_rows"]
+        self.num_rows_made_now += report["num_rows_now"]
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Writes ``_SUMMARY.json``: all parts are in."""
+        """Deletes what attempts have left, then writes ``_SUMMARY.json``: all parts are in."""
+        for path in delete_leftovers(self._store, self.reopened):
+            logger.info("%s: left over by a run that was stopped, deleted", path)
         write_summary(self._store, summary)

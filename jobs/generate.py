@@ -72,6 +72,7 @@ def run(config: GenerateConfig) -> GenerateSummary:
         open_parts = ledger.open_parts(retry_failed=config.retry_failed)
         if open_parts:
             _refuse_mostly_invalid(config, prepared.plan)
+            ledger.reopen()
             _make(config, store, prepared, ledger, open_parts)
         else:
             logger.info("%s: all %d parts are there already", config.out, ledger.num_parts)
@@ -184,7 +185,7 @@ def _make(
 ) -> None:
     """Runs the open parts, with progress, events and the limit on failed rows."""
     logger.info("%s", prepared.pools.describe())
-    num_rows = sum(prepared.work.parts.part(part).num_rows for part in open_parts)
+    num_rows = ledger.num_rows_open
     progress = Progress(num_rows, num_refined=prepared.plan.num_refined(num_rows))
     events, hub = EventLog(store), start_hub()
     reports = run_parts(
@@ -197,7 +198,7 @@ def _make(
     try:
         for report in _watched(reports, hub, events, progress):
             ledger.add(report)
-            progress.add_part(report["num_rows"], report["num_by_status"].get("failed", 0))
+            progress.add_part(report["num_rows_now"], report["num_by_status"].get("failed", 0))
             _check_failed_share(config, ledger)
     finally:
         progress.close()
@@ -247,8 +248,10 @@ def _summarise(
     config: GenerateConfig, store: Store, ledger: Ledger, num_made: int, seconds: float
 ) -> GenerateSummary:
     tally = ledger.tally
+    # A run that was killed between its last part and its summary has made nothing now.
+    is_new = bool(num_made) or read_summary(store) is None
     with_gallery = config.how.gallery_rows and config.format != "dry"
-    if with_gallery and (num_made or not store.exists("gallery.html")):
+    if with_gallery and (is_new or not store.exists("gallery.html")):
         from sdxl_core.storage.gallery import write_gallery
 
         write_gallery(store, max_rows=config.how.gallery_rows)
@@ -265,7 +268,6 @@ def _summarise(
         fingerprint=ledger.fingerprint,
         gallery=store.join("gallery.html") if with_gallery else None,
     )
-    if num_made or read_summary(store) is None:
-        # A run that was killed between its last part and its summary has made nothing now.
+    if is_new:
         ledger.finish(dataclasses.asdict(summary))
     return summary

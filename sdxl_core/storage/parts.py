@@ -97,11 +97,12 @@ def record_path(part: int) -> str:
     return f"{PARTS_FOLDER}/{part:05d}.json"
 
 
-def commit_part(store: Store, record: PartRecord) -> None:
+def commit_part(store: Store, record: PartRecord, *, reopened: bool = False) -> None:
     """Makes the part exist. All of its files must be written already.
 
     Committing a part again is fine: with equal content nothing is written. With other content the
-    new record wins, because its writer has just overwritten the files that the old one describes.
+    new record wins, because its writer has just overwritten the files that the old one describes;
+    or has written others beside them, if the part was ``reopened``.
 
     Raises:
         StoreError: if the record cannot be written, or contradicts itself.
@@ -112,7 +113,8 @@ def commit_part(store: Store, record: PartRecord) -> None:
         try:
             if read_part_record(store, record.part).content == record.content:
                 return
-            logger.warning("%s: committed before with other content", store.join(path))
+            if not reopened:
+                logger.warning("%s: committed before with other content", store.join(path))
         except StoreError as error:
             logger.warning("replacing an unusable commit record: %s", error)
     text = {"record_version": RECORD_VERSION, **dataclasses.asdict(record)}
@@ -215,6 +217,11 @@ def read_dataset_info(store: Store) -> DatasetInfo | None:
 def write_summary(store: Store, summary: dict[str, Any]) -> None:
     """Writes ``_SUMMARY.json``: all parts are in."""
     store.write_bytes(SUMMARY_FILE, _json_bytes(summary))
+
+
+def delete_summary(store: Store) -> None:
+    """Takes ``_SUMMARY.json`` away, before parts of a complete run are opened again."""
+    store.delete(SUMMARY_FILE)
 
 
 def read_summary(store: Store) -> dict[str, Any] | None:

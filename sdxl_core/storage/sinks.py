@@ -7,7 +7,8 @@
 
 In every case the table has a row for each input row, made or failed; its column ``path`` says where
 the image is: a file, or ``FILE.tar#MEMBER``, or ``FILE.parquet#ROW``. Equal results give equal
-bytes. The commit record is not written here (``sdxl_core.storage.parts``).
+bytes. The commit record is not written here (``sdxl_core.storage.parts``). Names of files that
+belong to parts that are opened again: ``sdxl_core.storage.part_files``.
 """
 
 import hashlib
@@ -18,12 +19,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdxl_core.contract.errors import SchemaError, StoreError
 from sdxl_core.contract.images import IMAGE_COLUMN
 from sdxl_core.storage.file_names import file_name_of_id
 from sdxl_core.storage.image_files import SUFFIXES, ImageFormat
+from sdxl_core.storage.part_files import image_path, part_of_table, table_path, tar_path
 from sdxl_core.storage.parts import FileEntry, PartRecord, committed_parts, read_part_record
 from sdxl_core.storage.stores import Store
 from sdxl_core.storage.threads import map_in_order
@@ -42,6 +45,7 @@ def write_part_files(
     *,
     output_format: OutputFormat,
     image_format: ImageFormat,
+    committed: PartRecord | None = None,
 ) -> list[FileEntry]:
     """Writes all files of a part but its commit record; what lies there already is replaced.
 
@@ -53,6 +57,10 @@ def write_part_files(
         images: The encoded image of each row; None for a row without.
         output_format: Where the images go.
         image_format: What they are, for the names of files.
+        committed: The record of the part, if it is opened again. No file that it names is touched:
+            the new table and tar have other names, and rows of ``table`` that have a ``path`` keep
+            it, and their ``sha256``, without an image here. ``parquet`` wants the image of every
+            row, because they move into the new table.
 
     Returns:
         The files, for the commit record.
@@ -66,29 +74,30 @@ def write_part_files(
     if output_format == "dry":
         images = [None] * len(images)
     hashes = [None if image is None else _sha256(image) for image in images]
-    table_path = f"table/part-{part:05d}.parquet"
-    paths: list[str | None]
-    entries: list[FileEntry] = []
+    token = "" if committed is None else _token(table, hashes)
     if output_format == "parquet":
-        paths = [
-            None if image is None else f"{table_path}#{row}" for row, image in enumerate(images)
-        ]
+        container = table_path(part, token)
+        rows = [None if image is None else f"{container}#{n}" for n, image in enumerate(images)]
         column = pa.chunked_array([pa.array(images, pa.binary())], pa.binary())
-        table = _with_column(table, IMAGE_COLUMN, column)
-    else:
-        suffix = SUFFIXES[image_format]
-        names = _file_names(table, images, suffix, part)
-        if output_format == "webdataset":
-            tar_path = f"shards/part-{part:05d}.tar"
-            paths = [name and f"{tar_path}#{name}" for name in names]
-        else:
-            paths = [name and f"images/part-{part:05d}/{name}" for name in names]
-            entries = list(_write_images(store, paths, images))
-    table = _with_column(table, "path", pa.array(paths, pa.string()))
-    table = _with_column(table, "sha256", pa.array(hashes, pa.string()))
+        table = _with_places(_with_column(table, IMAGE_COLUMN, column), rows, hashes)
+        return [_write(store, container, _parquet_bytes(table))]
+    names = _file_names(table, images, SUFFIXES[image_format], part)
+    entries: list[FileEntry] = []
+    if committed is not None:
+        entries = [file for file in committed.files if part_of_table(file.path) is None]
     if output_format == "webdataset":
-        entries.append(_write(store, tar_path, _tar_bytes(table, images, suffix)))
-    entries.append(_write(store, table_path, _parquet_bytes(table)))
+        container = tar_path(part, token)
+        members = [name and f"{container}#{name}" for name in names]
+        table = _with_places(table, members, hashes, keep=committed is not None)
+        if committed is None or any(names):
+            tar = _tar_bytes(table, images, SUFFIXES[image_format])
+            entries.append(_write(store, container, tar))
+    else:
+        paths = [name and image_path(part, name) for name in names]
+        _refuse_taken({file.path for file in entries}.intersection(paths), part)
+        entries += _write_images(store, paths, images)
+        table = _with_places(table, paths, hashes, keep=committed is not None)
+    entries.append(_write(store, table_path(part, token), _parquet_bytes(table)))
     return entries
 
 
@@ -117,7 +126,7 @@ def read_part_table(
     store: Store, record: PartRecord, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """The table of one committed part, by default without the image bytes."""
-    paths = [f.path for f in record.files if f.path.startswith("table/")]
+    paths = [file.path for file in record.files if part_of_table(file.path) is not None]
     if len(paths) != 1:
         raise StoreError(
             f"{store.url}: the commit record of part {record.part} names {len(paths)} tables, "
@@ -197,6 +206,36 @@ def _write(store: Store, path: str, data: bytes) -> FileEntry:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _token(table: pa.Table, hashes: Sequence[str | None]) -> str:
+    """Eight hex digits that name this result: another one, even of equal images, has others."""
+    column = pa.array(hashes, pa.string())
+    return _sha256(_parquet_bytes(_with_column(table, "sha256", column)))[:8]
+
+
+def _refuse_taken(taken: set[str], part: int) -> None:
+    if taken:
+        raise SchemaError(
+            f"part {part}: {min(taken)} belongs to a row that was made before; expected one image "
+            "for an id, the other row failed as duplicate_id"
+        )
+
+
+def _with_places(
+    table: pa.Table,
+    paths: Sequence[str | None],
+    hashes: Sequence[str | None],
+    *,
+    keep: bool = False,
+) -> pa.Table:
+    """Sets ``path`` and ``sha256``; ``keep``: where a row has no new one, its old one stays."""
+    for name, new in (("path", paths), ("sha256", hashes)):
+        column = pa.array(new, pa.string())
+        if keep:
+            column = pc.coalesce(column, table.column(name))
+        table = _with_column(table, name, column)
+    return table
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -1,15 +1,18 @@
 """Which files a prompt table is made of: one file, a folder or a glob; local or on S3."""
 
 import dataclasses
+import itertools
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from fsspec.utils import glob_translate
 
 from sdxl_core.contract.errors import ConfigError, SchemaError
-from sdxl_core.storage.parts import SCHEMA_FILE, committed_parts
+from sdxl_core.storage.part_files import TABLE_FOLDER, part_of_table
+from sdxl_core.storage.parts import SCHEMA_FILE, committed_parts, read_part_record
 from sdxl_core.storage.store_paths import local_path_of
 from sdxl_core.storage.stores import Store, StoredFile, open_file, open_store
 
@@ -24,7 +27,6 @@ _FORMATS: dict[str, TableFormat] = {
 }
 _EXPECTED = "expected .parquet, .csv or .jsonl (.ndjson), not compressed as a whole"
 _MAGIC = re.compile(r"[*?\[]")
-_TABLE_PART = re.compile(r"table/part-([0-9]{5,})\.parquet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,15 +86,26 @@ def find_table_files(
 
 def _tables_of_folder(store: Store) -> list[StoredFile]:
     if store.exists(SCHEMA_FILE):  # the output of a run: rows of unfinished parts do not exist
-        parts = committed_parts(store)
-        tables = [(file, _TABLE_PART.fullmatch(file.path)) for file in store.iter_files("table")]
-        return [file for file, match in tables if match and int(match[1]) in parts]
+        return list(_committed_tables(store))
     return [
         file
         for file in store.iter_files()
         if not any(part.startswith(("_", ".")) for part in file.path.split("/"))
         and posixpath.splitext(file.path)[1].lower() in _FORMATS
     ]
+
+
+def _committed_tables(store: Store) -> Iterator[StoredFile]:
+    """One table for each finished part; of several, the one that the part's record names."""
+    parts = committed_parts(store)
+    for part, found in itertools.groupby(
+        store.iter_files(TABLE_FOLDER), key=lambda file: part_of_table(file.path)
+    ):
+        tables = list(found) if part in parts else []
+        if part is not None and len(tables) > 1:  # it is being opened again, or was when killed
+            named = {file.path for file in read_part_record(store, part).files}
+            tables = [file for file in tables if file.path in named]
+        yield from tables
 
 
 def _table_file(store: Store, file: StoredFile) -> TableFile:

@@ -1,14 +1,15 @@
 """Is an output directory whole: all parts committed, all files intact, each input row there once.
 
-In: a store with the files of ``storage.parts``. Out: counts and problems, each a sentence that
-names its file; nothing is changed. Parts are read one after the other; what is kept of them is
-eight bytes per row.
+In: a store with the files of ``storage.parts``. Out: counts, problems, each a sentence that names
+its file, and orphans, which no commit record names; nothing is changed. Many files are read at a
+time; what is kept of them is eight bytes per row and eight per file.
 """
 
 import dataclasses
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdxl_core.contract.errors import SchemaError, StoreError
+from sdxl_core.storage.part_files import IMAGE_FOLDER, TABLE_FOLDER, TAR_FOLDER
 from sdxl_core.storage.parts import (
     SCHEMA_FILE,
     FileEntry,
@@ -28,8 +30,12 @@ from sdxl_core.storage.stores import Store
 from sdxl_core.storage.threads import map_in_order
 
 ROW_COLUMN = "input_row"
-_NUM_READ_THREADS = 16
+# Files that are read at the same time, in all.
+NUM_READ_THREADS = 16
 _CHUNK_BYTES = 1 << 20
+_LISTED_AT_ONCE = 10_000
+# Where files of parts lie, besides the folders of files that records name.
+_FOLDERS = frozenset((TABLE_FOLDER, TAR_FOLDER, IMAGE_FOLDER))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,12 @@ class PartCheck:
     num_bytes: int = 0
     input_rows: npt.NDArray[np.int64] | None = None
     """None where its tables have no column ``input_row``."""
+    folders: frozenset[str] = frozenset()
+    """First folders of the files that its record names."""
+    path_hashes: npt.NDArray[np.uint64] = dataclasses.field(
+        default_factory=lambda: np.empty(0, np.uint64)
+    )
+    """Of the paths that its record names; a part without a readable record has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +73,9 @@ class DatasetCheck:
     complete: bool
     """Are all parts in, and does the summary say so."""
     problems: tuple[str, ...]
+    orphans: tuple[str, ...] = ()
+    """Files beside those of the parts that no commit record names, sorted. They are no error: a
+    run is at work, or was stopped, or made a row fail that an earlier attempt had made."""
 
 
 def check_dataset(store: Store, *, checksums: bool = True) -> DatasetCheck:
@@ -80,7 +95,16 @@ def check_dataset(store: Store, *, checksums: bool = True) -> DatasetCheck:
     if info is None:
         raise SchemaError(f"{store.url} is not the output of a job: it has no {SCHEMA_FILE}")
     parts = sorted(committed_parts(store))
-    checks = [check_part(store, part, checksums=checksums) for part in parts]
+    num_at_once = max(1, min(NUM_READ_THREADS, len(parts)))
+    checks = list(
+        map_in_order(
+            lambda part: check_part(
+                store, part, checksums=checksums, num_threads=NUM_READ_THREADS // num_at_once
+            ),
+            parts,
+            num_threads=num_at_once,
+        )
+    )
     problems = [problem for check in checks for problem in check.problems]
     problems += _row_problems(checks, num_rows=info.num_rows)
     all_in = info.num_parts is None or set(parts) >= set(range(info.num_parts))
@@ -101,11 +125,21 @@ def check_dataset(store: Store, *, checksums: bool = True) -> DatasetCheck:
         num_bytes=sum(check.num_bytes for check in checks),
         complete=all_in and has_summary,
         problems=tuple(problems),
+        orphans=tuple(_orphans(store, checks)),
     )
 
 
-def check_part(store: Store, part: int, *, checksums: bool = True) -> PartCheck:
-    """Checks the record of ``part``, the files that it names and the rows of its tables."""
+def check_part(
+    store: Store, part: int, *, checksums: bool = True, num_threads: int = NUM_READ_THREADS
+) -> PartCheck:
+    """Checks the record of ``part``, the files that it names and the rows of its tables.
+
+    Args:
+        store: an output directory.
+        part: its number.
+        checksums: as for ``check_dataset``.
+        num_threads: files that are read at the same time, >= 1.
+    """
     try:
         record = read_part_record(store, part)
     except StoreError as error:
@@ -113,7 +147,7 @@ def check_part(store: Store, part: int, *, checksums: bool = True) -> PartCheck:
     found = map_in_order(
         lambda entry: _file_problem(store, entry, checksums=checksums),
         record.files,
-        num_threads=_NUM_READ_THREADS,
+        num_threads=num_threads,
     )
     problems = [f"part {part}: {problem}" for problem in found if problem]
     tables = [entry.path for entry in record.files if entry.path.endswith(".parquet")]
@@ -137,7 +171,32 @@ def check_part(store: Store, part: int, *, checksums: bool = True) -> PartCheck:
         num_files=len(record.files),
         num_bytes=sum(entry.bytes for entry in record.files),
         input_rows=input_rows,
+        folders=frozenset(_first_folder(entry.path) for entry in record.files),
+        path_hashes=np.array([_path_hash(entry.path) for entry in record.files], np.uint64),
     )
+
+
+def _orphans(store: Store, checks: Sequence[PartCheck]) -> Iterator[str]:
+    """Files in the folders of parts whose names are in no record, without holding all names.
+
+    Two names with one hash would hide an orphan, and never make one of a file that is named.
+    """
+    named = np.unique(np.concatenate([np.empty(0, np.uint64), *(c.path_hashes for c in checks)]))
+    folders = _FOLDERS.union(*(check.folders for check in checks)) - {""}
+    for folder in sorted(folders):
+        listed = iter(store.iter_files(folder))
+        while paths := [file.path for file in itertools.islice(listed, _LISTED_AT_ONCE)]:
+            hashes = np.array([_path_hash(path) for path in paths], np.uint64)
+            is_orphan = ~np.isin(hashes, named)
+            yield from itertools.compress(paths, is_orphan.tolist())
+
+
+def _first_folder(path: str) -> str:
+    return path.partition("/")[0] if "/" in path else ""
+
+
+def _path_hash(path: str) -> int:
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
 
 
 def _file_problem(store: Store, entry: FileEntry, *, checksums: bool) -> str | None:

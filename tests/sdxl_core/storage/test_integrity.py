@@ -1,11 +1,14 @@
 """Every way in which an output can be broken is found, and named."""
 
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdxl_core.contract.errors import SchemaError
-from sdxl_core.storage.integrity import check_dataset
+from sdxl_core.storage.integrity import NUM_READ_THREADS, check_dataset
 from sdxl_core.storage.stores import Store, open_store
 from tests.jobs.outputs import ROWS_PER_PART, write_output, write_part
 
@@ -88,3 +91,81 @@ def test_table_with_fewer_rows_than_its_record_is_found(store: Store) -> None:
     wrong = text.replace(f'"num_rows": {ROWS_PER_PART}', '"num_rows": 5')
     store.write_bytes(path, wrong.replace('"ok": 4', '"ok": 5').encode())
     assert check_dataset(store).problems == ("part 0: 4 rows, its record says 5",)
+
+
+def test_files_that_no_record_names_are_orphans_and_no_problem(store: Store) -> None:
+    orphans = (
+        "images/part-00001/late.png",
+        "images/part-00077/0.png",
+        "shards/part-00001.tar",
+        "table/part-00001.0123abcd.parquet",
+    )
+    for path in reversed(orphans):
+        store.write_bytes(path, b"x")
+    for path in ("gallery.html", "_events.jsonl", "_gallery/rows-0.js", "notes/of a person.txt"):
+        store.write_bytes(path, b"x")
+    check = check_dataset(store)
+    assert check.orphans == orphans
+    assert check.problems == ()
+    assert check.complete
+
+
+def test_files_of_a_part_without_its_record_are_orphans(store: Store) -> None:
+    store.delete("_parts/00001.json")
+    rows = range(ROWS_PER_PART, 2 * ROWS_PER_PART)
+    expected = {"table/part-00001.parquet", *(f"images/part-00001/{row}.png" for row in rows)}
+    assert set(check_dataset(store).orphans) == expected
+
+
+def test_folders_that_only_other_datasets_have_are_searched_too(tmp_path: Path) -> None:
+    store = write_output(tmp_path)
+    for part in range(3):
+        store.write_bytes(f"bucket=8x8/part-{part}.bin", b"x")
+    assert check_dataset(store).orphans == ()  # no record says that files of parts lie there
+    text = store.read_bytes("_parts/00000.json").decode()
+    store.write_bytes(
+        "_parts/00000.json", text.replace("images/part-00000/0", "bucket=8x8/0").encode()
+    )
+    store.write_bytes("bucket=8x8/0.png", b"image of 0")
+    check = check_dataset(store)
+    assert check.problems == ()
+    assert set(check.orphans) == {
+        "images/part-00000/0.png",
+        *(f"bucket=8x8/part-{part}.bin" for part in range(3)),
+    }
+
+
+class SlowStore:
+    """A real store whose every question takes a while; counts how many are open at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._lock = store, threading.Lock()
+        self.num_open = self.most_open = 0
+
+    def size(self, path: str) -> int:
+        with self._lock:
+            self.num_open += 1
+            self.most_open = max(self.most_open, self.num_open)
+        time.sleep(0.02)
+        with self._lock:
+            self.num_open -= 1
+        return self._store.size(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize(("num_parts", "rows_per_part"), [(1, 40), (40, 1)])
+def test_files_are_checked_many_at_a_time_but_not_all(
+    num_parts: int, rows_per_part: int, tmp_path: Path
+) -> None:
+    store = write_output(tmp_path)
+    for part in range(3):
+        store.delete(f"_parts/{part:05d}.json")
+    for part in range(num_parts):
+        first = part * rows_per_part
+        write_part(store, part, list(range(first, first + rows_per_part)))
+    slow: Any = SlowStore(store)
+    check = check_dataset(slow)
+    assert (check.num_parts, check.num_rows) == (num_parts, 40)
+    assert 4 <= slow.most_open <= NUM_READ_THREADS

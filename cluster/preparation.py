@@ -19,17 +19,17 @@ import pyarrow.parquet as pq
 import ray
 
 from cluster.resources import Flops
+from cluster.survey_task import survey_one
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.contract.prompts import check_columns
 from sdxl_core.contract.request import PromptDefaults
-from sdxl_core.contract.survey import PartSurvey, survey_part
 from sdxl_core.contract.survey_totals import Survey, Work, merge_surveys
 from sdxl_core.diffusion.engine import REGISTERED_SLOTS, registered_slots
 from sdxl_core.diffusion.tasks import LaneKey
 from sdxl_core.nets.flops import text_flops, unet_flops, vae_decode_flops
 from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.storage.stores import Store
-from sdxl_core.storage.tables import PartPlan, find_table_files, plan_parts, read_part
+from sdxl_core.storage.tables import PartPlan, find_table_files, plan_parts
 
 PLAN_FILE = "_plan.json"
 DUPLICATES_FILE = "_duplicates.parquet"
@@ -54,26 +54,11 @@ def survey_table(parts: PartPlan, *, defaults: PromptDefaults, run_seed: int) ->
     """Checks every row of the table on the cluster."""
     coarse = with_rows_per_part(parts, SURVEY_ROWS)
     plan_ref = ray.put(coarse)
-    task = ray.remote(num_cpus=0.5, max_retries=3)(_survey_one)
+    task = ray.remote(num_cpus=0.5, max_retries=3)(survey_one)
     pending = [
         task.remote(plan_ref, index, defaults, run_seed) for index in range(coarse.num_parts)
     ]
     return merge_surveys(ray.get(pending))
-
-
-def _survey_one(
-    coarse: PartPlan, index: int, defaults: PromptDefaults, run_seed: int
-) -> PartSurvey:
-    place = coarse.part(index)
-    return survey_part(
-        read_part(place),
-        first_row=place.global_first_row,
-        defaults=defaults,
-        run_seed=run_seed,
-        part=index,
-        file=place.url,
-        first_row_in_file=place.first_row,
-    )
 
 
 def read_table_plan(prompts: str, rows_per_part: int) -> PartPlan:

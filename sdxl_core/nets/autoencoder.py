@@ -5,10 +5,14 @@ the UNet works. Shape suffixes: B batch, C channels (4 in latents, 8 in moments,
 height, W width; latents are 8 times smaller than pictures.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from sdxl_core.nets.build import AutoencoderKL
 from sdxl_core.nets.model import SdxlModel
+
+if TYPE_CHECKING:
+    from sdxl_core.nets.vae import AutoencoderKL
 
 # Bounds of the log-variance in the original code; without them an untrained encoder overflows exp.
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -30.0, 20.0
@@ -36,7 +40,7 @@ def decode_latents(
     return rgb_BCHW.permute(0, 2, 3, 1), finite_B
 
 
-def encode_image(vae: AutoencoderKL, image_BCHW: torch.Tensor) -> torch.Tensor:
+def encode_image(vae: "AutoencoderKL", image_BCHW: torch.Tensor) -> torch.Tensor:
     """Encodes pictures to the distribution of their latents.
 
     Args:

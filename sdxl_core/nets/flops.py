@@ -6,12 +6,13 @@ convolutions and attention count, which is what utilisation figures are given in
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdxl_core.contract.errors import ConfigError
-from sdxl_core.nets.build import build_text_1, build_text_2, build_unet, build_vae
+from sdxl_core.nets.components import network_builder
 from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.nets.text import encode_text_1, encode_text_2
 
@@ -29,8 +30,9 @@ def unet_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
         ConfigError: if a side is not a positive multiple of 8 pixels.
     """
     height, width = _latent_size(height_px, width_px)
+    unet = _without_memory("unet", preset)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_unet(preset)(
+        unet(
             torch.empty(1, _LATENT_CHANNELS, height, width),
             torch.empty(1),
             torch.empty(1, preset.text_2.num_positions, preset.unet.cross_attention_dim),
@@ -45,8 +47,7 @@ def unet_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
 @functools.cache
 def num_unet_parameters(preset: ModelPreset) -> int:
     """Returns the number of weights of the UNet."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_unet(preset).parameters())
+    return sum(parameter.numel() for parameter in _without_memory("unet", preset).parameters())
 
 
 @functools.cache
@@ -57,8 +58,9 @@ def vae_decode_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
         ConfigError: if a side is not a positive multiple of 8 pixels.
     """
     height, width = _latent_size(height_px, width_px)
+    vae = _without_memory("vae", preset)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_vae(preset).decode(torch.empty(1, _LATENT_CHANNELS, height, width))
+        vae.decode(torch.empty(1, _LATENT_CHANNELS, height, width))
     return int(counter.get_total_flops())
 
 
@@ -71,20 +73,30 @@ def vae_encode_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
     """
     height, width = _latent_size(height_px, width_px)
     sides = (height * _PX_PER_LATENT, width * _PX_PER_LATENT)
+    vae = _without_memory("vae", preset)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_vae(preset).encode(torch.empty(1, 3, *sides))
+        vae.encode(torch.empty(1, 3, *sides))
     return int(counter.get_total_flops())
 
 
 @functools.cache
 def text_flops(preset: ModelPreset) -> int:
     """Returns the operations of encoding one prompt with every text encoder of ``preset``."""
+    text_2 = _without_memory("text_encoder_2", preset)
+    text_1 = None if preset.text_1 is None else _without_memory("text_encoder", preset)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         ids_BT = torch.zeros(1, preset.text_2.num_positions, dtype=torch.int64)
-        encode_text_2(build_text_2(preset), ids_BT)
-        if preset.text_1 is not None:
-            encode_text_1(build_text_1(preset), ids_BT)
+        encode_text_2(text_2, ids_BT)
+        if text_1 is not None:
+            encode_text_1(text_1, ids_BT)
     return int(counter.get_total_flops())
+
+
+def _without_memory(component: str, preset: ModelPreset) -> Any:
+    """One network on the meta device. Its library is imported for it, and for it alone."""
+    build = network_builder(component)
+    with torch.device("meta"):
+        return build(preset)
 
 
 def _latent_size(height_px: int, width_px: int) -> tuple[int, int]:

@@ -1,35 +1,53 @@
 """A loaded model: its networks, and what its files say about how to use them."""
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import nn
 
 from sdxl_core.contract.errors import ConfigError
-from sdxl_core.nets.build import (
-    AutoencoderKL,
-    CLIPTextModel,
-    TextTransformer,
-    UNet2DConditionModel,
-    build_networks,
-)
+from sdxl_core.nets.components import network_builders
 from sdxl_core.nets.presets import ModelKind, ModelPreset
+
+if TYPE_CHECKING:  # their libraries are imported by those who run them
+    from sdxl_core.nets.text_encoders import CLIPTextModel, TextTransformer
+    from sdxl_core.nets.unet import UNet2DConditionModel
+    from sdxl_core.nets.vae import AutoencoderKL
 
 PredictionType = Literal["epsilon", "v_prediction"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
+class NotLoaded(nn.Module):
+    """Stands where a network was not asked for. It has no weights and refuses to run."""
+
+    def __init__(self, component: str) -> None:
+        super().__init__()
+        self.component = component
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuses.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.component} was not loaded; name it in load_model's components")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SdxlModel:
-    """Networks of a base or a refiner, ready to run, in evaluation mode."""
+    """Networks of a base or a refiner, ready to run, in evaluation mode.
+
+    Of a model that was loaded in part, the other networks are ``NotLoaded``.
+    """
 
     preset: ModelPreset
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_1: CLIPTextModel | None
+    unet: "UNet2DConditionModel"
+    vae: "AutoencoderKL"
+    text_1: "CLIPTextModel | None"
     """None in a refiner."""
-    text_2: TextTransformer
+    text_2: "TextTransformer"
     prediction_type: PredictionType = "epsilon"
     timestep_spacing: TimestepSpacing = "leading"
     steps_offset: int = 1
@@ -63,8 +81,13 @@ def model_of(preset: ModelPreset, networks: dict[str, nn.Module]) -> SdxlModel:
 
     Args:
         preset: the sizes that the networks have.
-        networks: by their folder names in the diffusers layout, as ``build_networks`` gives them.
+        networks: by their folder names in the diffusers layout, as ``build_networks`` gives them;
+            what is missing becomes ``NotLoaded``.
     """
+    names = ["text_encoder_2", "unet", "vae"]
+    if preset.text_1 is not None:
+        names.append("text_encoder")
+    networks = {name: networks.get(name, NotLoaded(name)) for name in names}
     return SdxlModel(
         preset=preset,
         unet=networks["unet"],
@@ -84,9 +107,10 @@ def random_model(preset: ModelPreset, *, seed: int = 0) -> SdxlModel:
         preset: any sizes; full size takes 14 GB in float32.
         seed: of torch's generator.
     """
+    builders = network_builders(preset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_of(preset, build_networks(preset))
+        return model_of(preset, {name: build(preset) for name, build in builders.items()})
 
 
 def check_vae_dtype(model: SdxlModel, dtype: torch.dtype) -> None:

@@ -6,15 +6,11 @@ so that an inpainting UNet or another family is not run as if it were SDXL.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sdxl_core.contract.errors import WeightsError
-from sdxl_core.nets.build import (
-    AutoencoderKL,
-    UNet2DConditionModel,
-    clip_text_config,
-)
+from sdxl_core.nets.components import network_constructor
 from sdxl_core.nets.presets import PRESETS, ModelPreset, TextPreset, UNetPreset, VaePreset
 
 Config = dict[str, Any]
@@ -45,23 +41,39 @@ def component_configs(preset: ModelPreset) -> dict[str, Config]:
 
 def text_config_json(sizes: TextPreset, class_name: str) -> Config:
     """Returns ``config.json`` of a text encoder, the values that transformers must be told."""
+    from sdxl_core.nets.text_encoders import clip_text_config  # late: only an export needs it
+
     config = clip_text_config(sizes)
     names = [*_TEXT_KEYS.values(), "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"]
     values = {name: getattr(config, name) for name in names}
     return {"architectures": [class_name], "model_type": "clip_text_model", **values}
 
 
-def preset_of_configs(configs: Mapping[str, Config], *, url: str) -> ModelPreset:
+def preset_of_configs(
+    configs: Mapping[str, Config], *, url: str, wanted: Collection[str] | None = None
+) -> ModelPreset:
     """Returns the sizes that the component configurations of a folder describe.
 
     Args:
         configs: content of each ``config.json`` by folder; without ``text_encoder`` for a refiner.
         url: the folder, for the error messages.
+        wanted: components that will be built. Settings beside the sizes are checked for these
+            alone, because that takes the library of the network. None means all.
 
     Raises:
         WeightsError: if they are not those of an SDXL base or refiner.
     """
     unet = _unet_preset(configs["unet"], url=f"{url}/unet/config.json")
+    vae = _vae_preset(configs["vae"], url=f"{url}/vae/config.json")
+    expected_configs = {"unet": unet.diffusers_config(), "vae": vae.diffusers_config()}
+    for component, expected_config in expected_configs.items():
+        if wanted is None or component in wanted:
+            _check_settings(
+                configs[component],
+                expected_config,
+                network_constructor(component),
+                url=f"{url}/{component}/config.json",
+            )
     text_2 = _text_preset(configs["text_encoder_2"], url=f"{url}/text_encoder_2/config.json")
     has_text_1 = "text_encoder" in configs
     num_time_ids = 6 if has_text_1 else 5
@@ -82,7 +94,7 @@ def preset_of_configs(configs: Mapping[str, Config], *, url: str) -> ModelPreset
             name="custom",
             kind="base" if has_text_1 else "refiner",
             unet=unet,
-            vae=_vae_preset(configs["vae"], url=f"{url}/vae/config.json"),
+            vae=vae,
             text_1=text_1,
             text_2=text_2,
         )
@@ -136,9 +148,7 @@ def _unet_preset(config: Config, *, url: str) -> UNetPreset:
     }
     if isinstance(values["attention_head_dim"], int):
         values["attention_head_dim"] = (values["attention_head_dim"],) * num_levels
-    preset = UNetPreset(**_with_tuples(values), norm_num_groups=config.get("norm_num_groups", 32))
-    _check_settings(config, preset.diffusers_config(), UNet2DConditionModel.__init__, url=url)
-    return preset
+    return UNetPreset(**_with_tuples(values), norm_num_groups=config.get("norm_num_groups", 32))
 
 
 def _vae_preset(config: Config, *, url: str) -> VaePreset:
@@ -155,7 +165,6 @@ def _vae_preset(config: Config, *, url: str) -> VaePreset:
         raise WeightsError(
             f"{url}: found {len(preset.block_out_channels)} levels, expected 4 (8 times smaller)"
         )
-    _check_settings(config, preset.diffusers_config(), AutoencoderKL.__init__, url=url)
     return preset
 
 
@@ -179,7 +188,7 @@ def _check_settings(
     """Every setting that the library knows is SDXL's, or the library's default."""
     for name, parameter in inspect.signature(constructor).parameters.items():
         found = config.get(name)
-        if found is None or name == "self":  # the released files write null for many defaults
+        if found is None:  # the released files write null for many defaults
             continue
         wanted = expected.get(name, parameter.default)
         if _comparable(found) != _comparable(wanted):

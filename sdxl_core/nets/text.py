@@ -3,12 +3,15 @@
 Shape suffixes: B prompts, T token positions, D width of the tower, P width of its projection.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from sdxl_core.nets.build import CLIPTextModel, TextTransformer
+if TYPE_CHECKING:
+    from sdxl_core.nets.text_encoders import CLIPTextModel, TextTransformer
 
 
-def encode_text_1(encoder: CLIPTextModel, ids_BT: torch.Tensor) -> torch.Tensor:
+def encode_text_1(encoder: "CLIPTextModel", ids_BT: torch.Tensor) -> torch.Tensor:
     """Returns the penultimate states of encoder 1, without its final layer norm.
 
     Args:
@@ -23,7 +26,7 @@ def encode_text_1(encoder: CLIPTextModel, ids_BT: torch.Tensor) -> torch.Tensor:
 
 
 def encode_text_2(
-    encoder: TextTransformer, ids_BT: torch.Tensor
+    encoder: "TextTransformer", ids_BT: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the penultimate states of encoder 2 and its pooled, projected vector.
 

@@ -9,15 +9,14 @@ Shape suffixes: B prompts, T token positions (77).
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from sdxl_core.nets.torchvision_ops import declare_missing_torchvision_ops
 
-declare_missing_torchvision_ops()
-
-from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 NUM_POSITIONS = 77
 START_ID = 49406
@@ -69,5 +68,10 @@ def tokenize(texts: Sequence[str], *, pad_id: int) -> Tokens:
 
 
 @functools.cache
-def _tokenizer() -> SimpleTokenizer:
+def _tokenizer() -> "SimpleTokenizer":
+    # Late: most processes that know of prompts leave their tokens to others, and open_clip takes
+    # seconds to import.
+    declare_missing_torchvision_ops()
+    from open_clip.tokenizer import SimpleTokenizer
+
     return SimpleTokenizer()

@@ -7,15 +7,13 @@ reads them: ``tokenizer.py`` has the reason.
 
 import functools
 import gzip
+import importlib
 import json
+from types import ModuleType
 from typing import Any
 
 from sdxl_core.nets.tokenizer import END_ID, NUM_POSITIONS, START_ID
 from sdxl_core.nets.torchvision_ops import declare_missing_torchvision_ops
-
-declare_missing_torchvision_ops()
-
-from open_clip.tokenizer import bytes_to_unicode, default_bpe  # noqa: E402
 
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
@@ -57,17 +55,23 @@ def tokenizer_files(folder: str) -> dict[str, str]:
     }
 
 
+def _open_clip() -> ModuleType:
+    """Its tokenizer's module. Late: it takes seconds to import and only an export needs it."""
+    declare_missing_torchvision_ops()
+    return importlib.import_module("open_clip.tokenizer")
+
+
 @functools.cache
 def _merges() -> tuple[str, ...]:
     """The pairs that the tokenizer joins, in order of priority."""
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+    with gzip.open(_open_clip().default_bpe(), "rt", encoding="utf-8") as file:
         return tuple(file.read().split("\n")[1 : _NUM_MERGES + 1])
 
 
 @functools.cache
 def _vocabulary_json() -> str:
     """Token ids: 256 bytes, the same at the end of a word, the merges, the two special tokens."""
-    letters = list(bytes_to_unicode().values())
+    letters = list(_open_clip().bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += [merge.replace(" ", "") for merge in _merges()]
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sdxl_core.contract.errors import ConfigError, WeightsError
-from sdxl_core.nets.build import build_networks
+from sdxl_core.nets.components import network_builders
 from sdxl_core.nets.digest import Digest
 from sdxl_core.nets.layouts import Shapes, Slot, diffusers_slots, network_shapes
 from sdxl_core.nets.model import (
@@ -52,37 +52,37 @@ def load_model(
         variant: of the files in a diffusers folder, for example ``fp16``.
         vae_dtype: precision of the autoencoder; None means ``dtype``, or float32 where that would
             overflow.
-        components: load only these networks (names of the folders in the diffusers layout); the
-            others stay without memory and cannot be run. None loads all.
+        components: load only these networks (names of the folders in the diffusers layout). The
+            files and libraries of the others are left alone, so they are not checked either, and
+            they are ``NotLoaded`` in the model. None loads all.
 
     Returns:
         The model in evaluation mode. Its digest is of the tensors as stored, whatever ``dtype``;
         it is "" unless all components are loaded.
 
     Raises:
-        WeightsError: if the files are not a whole SDXL model; keys are listed.
+        WeightsError: if the files are not a whole SDXL model, as far as it is loaded; keys are
+            listed.
         ConfigError: if ``vae_dtype`` is one that this autoencoder cannot run in.
         StoreError: if the files cannot be read.
     """
     _check_components(components)
-    source = open_source(path_or_name, variant=variant)
+    source = open_source(path_or_name, variant=variant, components=components)
     preset = source.preset
     if vae_dtype is None:
         vae_dtype = default_vae_dtype(preset, dtype)
     check_vae_preset_dtype(preset, vae_dtype)
 
-    networks = _networks_without_memory(source)
+    networks = _networks_without_memory(source, components)
     shapes = network_shapes(networks)
     fillings = match_tensors(source, shapes)
-    wanted = {c: n for c, n in networks.items() if components is None or c in components}
-    for component, network in wanted.items():
+    for component, network in networks.items():
         # Torch's own `to`: that of diffusers warns about a cast that here is of empty tensors.
         nn.Module.to(network, dtype=vae_dtype if component == "vae" else dtype)
         network.to_empty(device=device)
-    _restore_buffers(wanted)
+    _restore_buffers(networks)
     digest = Digest(diffusers_slots(shapes)) if components is None else None
-    fillings = [filling for filling in fillings if filling.slot.component in wanted]
-    stored_dtypes = _read_tensors(fillings, shapes=shapes, networks=wanted, digest=digest)
+    stored_dtypes = _read_tensors(fillings, shapes=shapes, networks=networks, digest=digest)
     return dataclasses.replace(
         model_of(preset, networks),
         **source.settings.values(),
@@ -100,7 +100,7 @@ def model_identity(
         WeightsError: as ``load_model``.
     """
     source = open_source(path_or_name, variant=variant)
-    shapes = network_shapes(_networks_without_memory(source))
+    shapes = network_shapes(_networks_without_memory(source, None))
     digest = Digest(diffusers_slots(shapes))
     _read_tensors(match_tensors(source, shapes), shapes=shapes, networks={}, digest=digest)
     return source.preset, digest.hexdigest()
@@ -112,10 +112,13 @@ def _check_components(components: Collection[str] | None) -> None:
         raise ConfigError(f"components: found {unknown}, expected some of {', '.join(FILE_STEMS)}")
 
 
-def _networks_without_memory(source: WeightsSource) -> dict[str, nn.Module]:
+def _networks_without_memory(
+    source: WeightsSource, components: Collection[str] | None
+) -> dict[str, nn.Module]:
+    builders = network_builders(source.preset, components)
     try:
         with torch.device("meta"):
-            return build_networks(source.preset)
+            return {component: build(source.preset) for component, build in builders.items()}
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         # The sizes come from a file; the libraries say in many ways that they make no network.
         raise WeightsError(f"{source.url}: its sizes make no network: {error}") from error

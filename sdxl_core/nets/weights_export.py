@@ -17,7 +17,7 @@ import torch
 
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.nets.layouts import Slot, diffusers_slots, network_shapes, single_file_slots
-from sdxl_core.nets.model import SdxlModel
+from sdxl_core.nets.model import NotLoaded, SdxlModel
 from sdxl_core.nets.model_configs import component_configs, preset_to_json
 from sdxl_core.nets.pipeline_configs import model_index, scheduler_config, settings_of
 from sdxl_core.nets.safetensors_file import TensorToWrite, write_safetensors
@@ -65,7 +65,8 @@ def export_model(
     if is_single_file and variant is not None:
         raise ConfigError(f"variant {variant!r}: a single file has no variants; leave it out")
     for component, network in model.networks.items():
-        if any(tensor.is_meta for tensor in network.state_dict().values()):
+        is_meta = any(tensor.is_meta for tensor in network.state_dict().values())
+        if is_meta or isinstance(network, NotLoaded):
             raise ConfigError(f"export to {out}: {component} was not loaded; load all components")
     if is_single_file:
         _export_single_file(model, str(out), dtype)

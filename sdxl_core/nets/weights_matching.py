@@ -1,11 +1,17 @@
 """Pairs every tensor of a model's files with its slot, or lists all that do not fit."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from sdxl_core.contract.errors import WeightsError
 from sdxl_core.nets.layout_names import canonical_diffusers_name
-from sdxl_core.nets.layouts import Shapes, Slot, diffusers_slots, single_file_slots
+from sdxl_core.nets.layouts import (
+    Shapes,
+    Slot,
+    diffusers_slots,
+    single_file_prefixes,
+    single_file_slots,
+)
 from sdxl_core.nets.safetensors_file import StoredTensor
 from sdxl_core.nets.weights_source import WeightsFile, WeightsSource, ignored_names
 
@@ -30,14 +36,14 @@ def match_tensors(source: WeightsSource, shapes: Shapes) -> list[Filling]:
 
     Args:
         source: opened files.
-        shapes: of the networks that they must fill.
+        shapes: of the networks that they must fill; what belongs to other networks is passed over.
 
     Raises:
         WeightsError: if tensors are missing, surplus or misshapen in any file; they are listed.
     """
     slots = _slots(source, shapes)
     fillings, extra, misshapen = [], [], []
-    for file, tensor, key in _stored_tensors(source):
+    for file, tensor, key in _stored_tensors(source, shapes):
         slot = slots.pop(key, None)
         if slot is None:
             extra.append(f"{file.path}: {tensor.name}")
@@ -71,13 +77,20 @@ def _slots(source: WeightsSource, shapes: Shapes) -> dict[_Key, Slot]:
     }
 
 
-def _stored_tensors(source: WeightsSource) -> Iterator[tuple[WeightsFile, StoredTensor, _Key]]:
+def _stored_tensors(
+    source: WeightsSource, components: Collection[str]
+) -> Iterator[tuple[WeightsFile, StoredTensor, _Key]]:
+    others = tuple(
+        prefix
+        for component, prefix in single_file_prefixes(source.preset).items()
+        if component not in components
+    )
     for file in source.files:
         ignored = ignored_names(file, source.preset)
         for tensor in file.header.tensors:
-            if tensor.name in ignored:
-                continue
             name = tensor.name
+            if name in ignored or (file.component is None and name.startswith(others)):
+                continue
             if file.component is not None:
                 name = canonical_diffusers_name(file.component, name)
             yield file, tensor, (file.component, name)

@@ -7,7 +7,7 @@ the slots that it must fill, exactly.
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ class WeightsSource:
     is_single_file: bool
 
 
-def open_source(path_or_name: str | Path, *, variant: str | None) -> WeightsSource:
+def open_source(
+    path_or_name: str | Path, *, variant: str | None, components: Collection[str] | None = None
+) -> WeightsSource:
     """Finds out what is at ``path_or_name``; see ``weights.load_model``."""
     text = str(path_or_name)
     if text in EMBEDDED_MODELS:
@@ -74,7 +76,7 @@ def open_source(path_or_name: str | Path, *, variant: str | None) -> WeightsSour
         if variant is not None:
             raise WeightsError(f"{text}: a single file has no variant; leave out {variant!r}")
         return _open_single_file(text)
-    return _open_folder(open_store(text), variant=variant)
+    return _open_folder(open_store(text), variant=variant, wanted=components)
 
 
 def _open_single_file(url: str) -> WeightsSource:
@@ -115,7 +117,9 @@ def _released_preset(file: WeightsFile) -> ModelPreset:
     )
 
 
-def _open_folder(store: Store, *, variant: str | None) -> WeightsSource:
+def _open_folder(
+    store: Store, *, variant: str | None, wanted: Collection[str] | None
+) -> WeightsSource:
     if not store.exists("model_index.json"):
         raise WeightsError(
             f"{store.url}: found no model_index.json, expected a diffusers folder, a .safetensors"
@@ -129,11 +133,12 @@ def _open_folder(store: Store, *, variant: str | None) -> WeightsSource:
     components = [c for c in FILE_STEMS if c != "text_encoder" or has_text_1]
     configs = {c: _read_json(store, f"{c}/config.json") for c in components}
     scheduler = _read_json(store, "scheduler/scheduler_config.json")
-    preset = preset_of_configs(configs, url=store.url)
+    preset = preset_of_configs(configs, url=store.url, wanted=wanted)
     settings = settings_of_configs(index, scheduler, url=store.url)
     files = [
         _open_weights(store, path, component=component)
         for component in components
+        if wanted is None or component in wanted
         for path in _component_paths(store, component, variant)
     ]
     return WeightsSource(

@@ -21,7 +21,7 @@ from benchmarks.harness import Target, progress, write_results
 from jobs.fsck import FsckConfig
 from jobs.fsck import run as fsck
 from tests.flow import kit
-from tests.flow.micro_models import MicroModels, write_models
+from tests.micro_models import MicroModels, write_models
 
 DRIVER_SHARE = 0.25
 _POOLS = ("EncodePrompts", "Denoise", "WriteImages")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from tests.flow.micro_models import MicroModels, write_models
+from tests.micro_models import MicroModels, write_models
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from sdxl_core.contract.reasons import Reason
 from sdxl_core.diffusion.text_stage import TextStage
 from sdxl_core.nets.model import random_model
 from tests.cluster.rows import make_part
-from tests.flow.micro_models import MICRO_BASE
+from tests.micro_models import MICRO_BASE
 
 
 class CrashesOn:

@@ -7,7 +7,7 @@ from cluster.progress import Progress
 from cluster.telemetry import Event, EventLog
 from sdxl_core.contract.errors import ConfigError, StoreError
 from sdxl_core.storage.stores import open_store
-from tests.flow.micro_models import MicroModels
+from tests.micro_models import MicroModels
 
 
 def test_tally_adds_parts_by_status_and_reason() -> None:

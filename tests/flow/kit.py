@@ -16,7 +16,7 @@ from jobs.generate_config import GenerateConfig, GenerateHow
 from sdxl_core.contract.request import PromptDefaults
 from sdxl_core.storage.sinks import read_output_table
 from sdxl_core.storage.stores import open_store
-from tests.flow.micro_models import MicroModels
+from tests.micro_models import MicroModels
 
 DEFAULTS = PromptDefaults(steps=2, height=64, width=64)
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -25,7 +25,7 @@ from sdxl_core.contract.errors import JobError
 from sdxl_core.storage.parts import read_part_records
 from sdxl_core.storage.stores import open_store
 from tests.flow import kit
-from tests.flow.micro_models import MicroModels, write_overflowing_model
+from tests.micro_models import MicroModels, write_overflowing_model
 from tests.servers import flaky_proxy, seaweed_s3
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]

@@ -19,7 +19,7 @@ from sdxl_core.contract.errors import ConfigError, JobError, SdxlError, WeightsE
 from sdxl_core.storage.image_files import decode_image, read_parameters
 from sdxl_core.storage.stores import open_store
 from tests.flow import kit, mixed_table
-from tests.flow.micro_models import BROKEN_WORD, MicroModels, write_broken_model
+from tests.micro_models import BROKEN_WORD, MicroModels, write_broken_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
@@ -161,6 +161,10 @@ def test_generate_row_that_becomes_nan_fails_alone(
         model=broken,
         refiner="none",
     )
+    planned = plan(config)
+    assert "1 cannot be used {'invalid_handoff': 1}" in planned.describe()
+    assert "p.jsonl row 4 column refiner: " in planned.describe()
+    assert {work["refiner"] for work in planned.values["work"]} == {False}
     done = {row["id"]: row for row in (run(config) and kit.read_rows(config.out))}
     for n in range(2):
         assert done[f"nan{n}"]["reason"] == "non_finite_image"

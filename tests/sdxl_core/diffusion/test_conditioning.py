@@ -17,9 +17,9 @@ from sdxl_core.diffusion.conditioning import (
     positive_pair,
     time_ids,
 )
-from tests.sdxl_core.diffusion.small_models import small_model
+from tests.micro_models import micro_model
 
-BASE, REFINER = small_model("base"), small_model("refiner")
+BASE, REFINER = micro_model("base"), micro_model("refiner")
 SIZES = {
     "original_height": 1333,
     "original_width": 777,

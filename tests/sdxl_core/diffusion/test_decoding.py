@@ -7,13 +7,13 @@ from sdxl_core.diffusion.decoding import decode_error, decode_row, denoise_error
 from sdxl_core.diffusion.engine import OutOfMemoryRow
 from sdxl_core.diffusion.tasks import DenoiseResult
 from sdxl_core.nets.torchvision_ops import declare_missing_torchvision_ops
-from tests.sdxl_core.diffusion.small_models import small_model
+from tests.micro_models import micro_model
 
 declare_missing_torchvision_ops()
 
 from diffusers.image_processor import VaeImageProcessor  # noqa: E402
 
-MODEL = small_model("base")
+MODEL = micro_model("base")
 
 
 def latents(seed: int, height: int = 8, width: int = 12) -> torch.Tensor:

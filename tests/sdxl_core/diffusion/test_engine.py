@@ -11,7 +11,7 @@ from sdxl_core.contract.errors import ConfigError
 from sdxl_core.diffusion.engine import Engine, OutOfMemoryRow, SlotShrink, registered_slots
 from sdxl_core.diffusion.samplers import SAMPLER_NAMES, run_table
 from sdxl_core.diffusion.tasks import DenoiseResult, DenoiseTask, LaneKey
-from tests.sdxl_core.diffusion.tiny import micro_network, micro_task
+from tests.sdxl_core.diffusion.micro_tasks import micro_network, micro_task
 
 # Tolerances: a call with another batch shape may use other kernels, so float32 results differ in
 # the last digits, amplified by guidance over the steps.

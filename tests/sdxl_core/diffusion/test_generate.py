@@ -16,9 +16,9 @@ from sdxl_core.diffusion.generate import GeneratedImage, generate
 from sdxl_core.diffusion.refinement import base_task, refiner_task
 from sdxl_core.diffusion.service import EngineService
 from sdxl_core.diffusion.text_stage import TextStage
-from tests.sdxl_core.diffusion.small_models import SMALL_BASE, attentive_model, small_model
+from tests.micro_models import MICRO_BASE, attentive_model, micro_model
 
-BASE, REFINER = small_model("base"), small_model("refiner")
+BASE, REFINER = micro_model("base"), micro_model("refiner")
 
 ROWS = [
     Request(**({"height": 64, "width": 64, "steps": 3} | values))
@@ -122,7 +122,7 @@ def test_a_picture_that_is_not_finite_is_an_error_and_no_black_square():
 
 
 def _overflowing_vae():
-    vae = attentive_model(SMALL_BASE, seed=3).vae
+    vae = attentive_model(MICRO_BASE, seed=3).vae
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(float("inf"))
     return vae

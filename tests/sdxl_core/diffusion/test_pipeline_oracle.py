@@ -26,7 +26,8 @@ from sdxl_core.diffusion.refinement import base_task, refiner_task
 from sdxl_core.diffusion.tasks import DenoiseResult
 from sdxl_core.diffusion.text_stage import TextStage
 from sdxl_core.nets.weights import export_model
-from tests.sdxl_core.diffusion.small_models import base_pipeline, refiner_pipeline, small_model
+from tests.micro_models import micro_model
+from tests.sdxl_core.diffusion.diffusers_pipelines import base_pipeline, refiner_pipeline
 
 MAX_RELATIVE_ERROR = 1e-5
 
@@ -138,7 +139,7 @@ def ours() -> dict[str, Tensor]:
 
 def our_latents(rows: list[Request]) -> dict[str, Tensor]:
     """Final latents by id, all rows in the same two engines."""
-    models = {"base": small_model("base"), "refiner": small_model("refiner")}
+    models = {"base": micro_model("base"), "refiner": micro_model("refiner")}
     texts = dict(zip((row.id for row in rows), TextStage(models).encode(rows), strict=True))
     engines = {
         kind: Engine(unet_network(model.unet), slots_for=4) for kind, model in models.items()
@@ -169,10 +170,10 @@ def our_latents(rows: list[Request]) -> dict[str, Tensor]:
 def pipelines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     for kind in ("base", "refiner"):
-        export_model(small_model(kind), folder / kind)
+        export_model(micro_model(kind), folder / kind)
     return {
-        "base": base_pipeline(small_model("base"), folder / "base"),
-        "refiner": refiner_pipeline(small_model("refiner"), folder / "refiner"),
+        "base": base_pipeline(micro_model("base"), folder / "base"),
+        "refiner": refiner_pipeline(micro_model("refiner"), folder / "refiner"),
     }
 
 

@@ -14,9 +14,9 @@ from sdxl_core.diffusion.conditioning import TextPair, encode_pairs
 from sdxl_core.diffusion.refinement import row_task, step_table
 from sdxl_core.diffusion.samplers import SAMPLER_NAMES, handoff_step, sampler_timesteps
 from sdxl_core.diffusion.tasks import DenoiseTask
-from tests.sdxl_core.diffusion.small_models import small_model
+from tests.micro_models import micro_model
 
-BASE, REFINER = small_model("base"), small_model("refiner")
+BASE, REFINER = micro_model("base"), micro_model("refiner")
 ONE_STAGE = [name for name in SAMPLER_NAMES if name != "heun"]  # one evaluation for a step
 
 

@@ -10,7 +10,7 @@ from sdxl_core.contract.errors import ConfigError
 from sdxl_core.diffusion.engine import Engine, OutOfMemoryRow
 from sdxl_core.diffusion.service import EngineService, fullest
 from sdxl_core.diffusion.tasks import DenoiseResult
-from tests.sdxl_core.diffusion.tiny import micro_network, micro_task
+from tests.sdxl_core.diffusion.micro_tasks import micro_network, micro_task
 
 TIMEOUT_S = 60  # of every wait: a hang is a failure, not a stuck suite
 

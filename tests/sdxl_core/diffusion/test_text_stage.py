@@ -5,9 +5,9 @@ import torch
 
 from sdxl_core.contract.request import Request
 from sdxl_core.diffusion.text_stage import TextStage
-from tests.sdxl_core.diffusion.small_models import small_model
+from tests.micro_models import micro_model
 
-MODELS = {"base": small_model("base"), "refiner": small_model("refiner")}
+MODELS = {"base": micro_model("base"), "refiner": micro_model("refiner")}
 
 
 def row(prompt: str = "a fox", **values) -> Request:

@@ -1,6 +1,5 @@
-"""Real networks of toy size with random weights, and tasks for them."""
+"""The UNet of the micro base with wide random weights as the engine's network, and its tasks."""
 
-import dataclasses
 import functools
 
 import torch
@@ -9,31 +8,15 @@ from sdxl_core.diffusion.engine import unet_network
 from sdxl_core.diffusion.lane import Network
 from sdxl_core.diffusion.samplers import make_step_table
 from sdxl_core.diffusion.tasks import Conditioning, DenoiseTask
-from sdxl_core.nets.build import build_unet
-from sdxl_core.nets.presets import TINY, ModelPreset, UNetPreset
-
-MICRO = dataclasses.replace(
-    TINY,
-    unet=UNetPreset(
-        block_out_channels=(16, 32, 32),
-        down_block_types=TINY.unet.down_block_types,
-        up_block_types=TINY.unet.up_block_types,
-        attention_head_dim=(1, 2, 2),
-        transformer_layers_per_block=(1, 1, 1),
-        cross_attention_dim=16,
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=16 + 6 * 8,
-        sample_size=8,
-        norm_num_groups=4,
-    ),
-)
+from sdxl_core.nets.unet import build_unet
+from tests.micro_models import MICRO_BASE
 
 
 @functools.cache
-def micro_network(preset: ModelPreset = MICRO) -> Network:
+def micro_network() -> Network:
     """A real UNet, small enough for hundreds of calls a second."""
     torch.manual_seed(0)
-    unet = build_unet(preset).eval()
+    unet = build_unet(MICRO_BASE).eval()
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return unet_network(unet)
@@ -43,7 +26,7 @@ def micro_conditioning(seed: int) -> Conditioning:
     """Random text states and sizes in the micro network's widths."""
     generator = torch.Generator().manual_seed(1_000 + seed)
     return Conditioning(
-        context_TD=torch.randn(8, 16, generator=generator),
+        context_TD=torch.randn(8, 24 + 16, generator=generator),
         pooled_P=torch.randn(16, generator=generator),
         time_ids_I=torch.tensor([64.0, 64.0 + seed, 0.0, 0.0, 64.0, 64.0]),
     )

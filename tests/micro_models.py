@@ -1,9 +1,19 @@
-"""Models of a few thousand weights behind the real vocabulary: whole jobs on them take seconds."""
+"""Models of a few thousand weights behind the real vocabulary: whatever runs on them takes seconds.
+
+The one pair of toy sizes in these tests. Both encoders, both networks and all four levels of the
+autoencoder differ in width, so that nothing can be taken for another thing.
+
+Freshly built networks hardly listen: CLIP towers start with tiny embeddings. ``micro_model`` draws
+every weight so wide that a changed word, size or scale changes the picture; the files that
+``write_models`` makes are left nearly as they are built, and their pictures are steadier.
+"""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sdxl_core.nets.model import SdxlModel, random_model
 from sdxl_core.nets.presets import (
@@ -21,7 +31,7 @@ from sdxl_core.nets.weights import export_model
 BROKEN_WORD = "zebra"
 
 _VAE = VaePreset(
-    block_out_channels=(8, 8, 8, 8), sample_size=64, scaling_factor=0.13025, norm_num_groups=4
+    block_out_channels=(8, 8, 16, 16), sample_size=128, scaling_factor=0.13025, norm_num_groups=4
 )
 _TEXT_2 = TextPreset(
     width=16, num_layers=2, num_heads=2, mlp_width=32, activation="gelu", projection_width=16
@@ -35,20 +45,20 @@ MICRO_BASE = ModelPreset(
         up_block_types=TINY.unet.up_block_types,
         attention_head_dim=(1, 2, 2),
         transformer_layers_per_block=(1, 1, 1),
-        cross_attention_dim=32,
+        cross_attention_dim=24 + 16,
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=16 + 6 * 8,
-        sample_size=8,
+        sample_size=16,
         norm_num_groups=4,
     ),
     vae=_VAE,
     text_1=TextPreset(
-        width=16,
+        width=24,
         num_layers=2,
         num_heads=2,
-        mlp_width=32,
+        mlp_width=48,
         activation="quick_gelu",
-        projection_width=16,
+        projection_width=24,
     ),
     text_2=_TEXT_2,
 )
@@ -56,21 +66,49 @@ MICRO_REFINER = ModelPreset(
     name="custom",
     kind="refiner",
     unet=UNetPreset(
-        block_out_channels=(16, 16, 16, 16),
+        block_out_channels=(16, 16, 32, 32),
         down_block_types=TINY_REFINER.unet.down_block_types,
         up_block_types=TINY_REFINER.unet.up_block_types,
-        attention_head_dim=(1, 2, 2, 1),
+        attention_head_dim=(1, 1, 2, 2),
         transformer_layers_per_block=1,
         cross_attention_dim=16,
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=16 + 5 * 8,
-        sample_size=8,
+        sample_size=16,
         norm_num_groups=4,
     ),
     vae=_VAE,
     text_1=None,
     text_2=_TEXT_2,
 )
+
+
+@functools.cache
+def micro_model(kind: str) -> SdxlModel:
+    """The ``base`` or the ``refiner`` in memory, always the same weights."""
+    preset, seed = (MICRO_BASE, 1) if kind == "base" else (MICRO_REFINER, 2)
+    return attentive_model(preset, seed=seed)
+
+
+def attentive_model(preset: ModelPreset, *, seed: int) -> SdxlModel:
+    """A random model that its inputs matter to."""
+    model = random_model(preset, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for network in model.networks.values():
+        for name, parameter in network.named_parameters():
+            _draw_wide(name, parameter, generator)
+    return model
+
+
+def _draw_wide(name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:
+            parameter.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
+        elif "embedding" in name and "add_embedding" not in name and "time_emb" not in name:
+            parameter.copy_(noise)
+        else:
+            parameter.copy_(noise * parameter[0].numel() ** -0.5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

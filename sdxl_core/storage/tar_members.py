@@ -6,7 +6,7 @@ comes after is lost without a word. Here both are looked at.
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, BinaryIO, Final, cast
 
 _BLOCK_BYTES: Final = tarfile.BLOCKSIZE
@@ -16,7 +16,7 @@ _LEAVES_THE_ARCHIVE = re.compile(r"[/\\]|[A-Za-z]:[/\\]|(.*[/\\])?\.\.([/\\]|\Z)
 _DAMAGE: Final = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
 
 
-def tar_members(file: BinaryIO, num_bytes: int) -> Iterator[tarfile.TarInfo]:
+def tar_members(file: BinaryIO, num_bytes: int) -> Generator[tarfile.TarInfo, None, str | None]:
     """Members that lie wholly in the file, of all archives that were put one after another in it.
 
     Args:
@@ -51,7 +51,7 @@ def tar_members(file: BinaryIO, num_bytes: int) -> Iterator[tarfile.TarInfo]:
                 yield info
         except _DAMAGE as error:
             return f"after byte {start} it is damaged: {error}"
-        start, has_end = start + int(archive.offset), False  # type: ignore[attr-defined]
+        start, has_end = start + int(archive.offset), False
         file.seek(start)
         block = file.read(_BLOCK_BYTES)
         if block.strip(b"\0"):

@@ -12,9 +12,7 @@ from cluster.messages import PartWork, RowWork, message_part, to_message
 from cluster.work import GenerateWork
 from cluster.worker import Worker
 from cluster.writing import rows_made_before
-from sdxl_core.contract.errors import RowError
 from sdxl_core.contract.part_requests import resolve_part
-from sdxl_core.contract.reasons import Reason
 from sdxl_core.diffusion.text_stage import TextStage
 from sdxl_core.storage.stores import open_store
 from sdxl_core.storage.tables import read_part
@@ -63,6 +61,7 @@ class EncodePrompts(Worker):
             defaults=self._work.defaults,
             run_seed=self._work.run_seed,
             duplicates=self._work.duplicates.get(part),
+            has_refiner=self._work.refiner is not None,
         )
         made = rows_made_before(self._work, self._store, part)
         rows = [
@@ -70,13 +69,6 @@ class EncodePrompts(Worker):
             for row, request in resolved.requests
             if row not in made
         ]
-        for row in rows:
-            if row.request.refiner and self._work.refiner is None:
-                row.error = RowError(
-                    Reason.INVALID_HANDOFF,
-                    "column 'refiner': found true; expected false, because the run has no refiner "
-                    "(--refiner)",
-                )
         return PartWork(part=part, table=table, rows=rows)
 
     def _encode(self, work: PartWork, rows: list[RowWork]) -> None:

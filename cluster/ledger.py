@@ -199,7 +199,9 @@ def load_or_make_plan(
             slots=slots,
             duplicates=duplicates,
         )
-    survey = survey_table(parts, defaults=defaults, run_seed=config.seed)
+    survey = survey_table(
+        parts, defaults=defaults, run_seed=config.seed, has_refiner=refiner is not None
+    )
     return RunPlan(
         fingerprint=fingerprint(config, **identities),
         identities=identities,

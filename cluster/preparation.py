@@ -50,13 +50,23 @@ MIN_ROWS_PER_PART, MAX_ROWS_PER_PART, MIN_PARTS = 4, 64, 16
 SlotMap = Mapping[str, Mapping[LaneKey, int]]
 
 
-def survey_table(parts: PartPlan, *, defaults: PromptDefaults, run_seed: int) -> Survey:
-    """Checks every row of the table on the cluster."""
+def survey_table(
+    parts: PartPlan, *, defaults: PromptDefaults, run_seed: int, has_refiner: bool = True
+) -> Survey:
+    """Checks every row of the table on the cluster.
+
+    Args:
+        parts: The table.
+        defaults: What rows fall back to.
+        run_seed: Seeds rows that bring none.
+        has_refiner: Whether the run has a refiner; without one, rows that ask for it are refused.
+    """
     coarse = with_rows_per_part(parts, SURVEY_ROWS)
     plan_ref = ray.put(coarse)
     task = ray.remote(num_cpus=0.5, max_retries=3)(survey_one)
     pending = [
-        task.remote(plan_ref, index, defaults, run_seed) for index in range(coarse.num_parts)
+        task.remote(plan_ref, index, defaults=defaults, run_seed=run_seed, has_refiner=has_refiner)
+        for index in range(coarse.num_parts)
     ]
     return merge_surveys(ray.get(pending))
 

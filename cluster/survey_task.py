@@ -9,7 +9,14 @@ from sdxl_core.contract.survey import PartSurvey, survey_part
 from sdxl_core.storage.tables import PartPlan, read_part
 
 
-def survey_one(coarse: PartPlan, index: int, defaults: PromptDefaults, run_seed: int) -> PartSurvey:
+def survey_one(
+    coarse: PartPlan,
+    index: int,
+    *,
+    defaults: PromptDefaults,
+    run_seed: int,
+    has_refiner: bool,
+) -> PartSurvey:
     """Checks the rows of one part.
 
     Args:
@@ -17,6 +24,7 @@ def survey_one(coarse: PartPlan, index: int, defaults: PromptDefaults, run_seed:
         index: Which of them.
         defaults: What rows fall back to.
         run_seed: Seeds rows that bring none.
+        has_refiner: Whether the run has a refiner.
 
     Raises:
         StoreError: if the part cannot be read.
@@ -30,4 +38,5 @@ def survey_one(coarse: PartPlan, index: int, defaults: PromptDefaults, run_seed:
         part=index,
         file=place.url,
         first_row_in_file=place.first_row,
+        has_refiner=has_refiner,
     )

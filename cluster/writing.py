@@ -121,6 +121,7 @@ def _fresh_rows(work: GenerateWork, part: PartWork) -> list[dict[str, Any]]:
         defaults=work.defaults,
         run_seed=work.run_seed,
         duplicates=work.duplicates.get(part.part),
+        has_refiner=work.refiner is not None,
     )
     return resolved.failed + [_fresh_row(work, row) for row in part.rows]
 

@@ -33,6 +33,7 @@ def resolve_part(
     defaults: PromptDefaults,
     run_seed: int,
     duplicates: npt.NDArray[np.int64] | None = None,
+    has_refiner: bool = True,
 ) -> PartRequests:
     """Resolve every row of one part.
 
@@ -42,13 +43,16 @@ def resolve_part(
         defaults: what stands in for nulls.
         run_seed: seed of the run.
         duplicates: the part's entry in ``Survey.duplicates``, if it has one.
+        has_refiner: whether the run has a refiner.
     """
     first_by_row = {} if duplicates is None else dict(duplicates.tolist())
     requests: list[tuple[int, Request]] = []
     failed: list[dict[str, Any]] = []
     for row, cells in enumerate(read_rows(table), start=first_row):
         try:
-            request = resolve_row(cells, defaults=defaults, run_seed=run_seed, index=row)
+            request = resolve_row(
+                cells, defaults=defaults, run_seed=run_seed, index=row, has_refiner=has_refiner
+            )
         except RowError as error:
             known = resolve_partly(cells, defaults=defaults, run_seed=run_seed, index=row)
             failed.append(failed_row(known, error, input_row=row))

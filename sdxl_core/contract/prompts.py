@@ -49,7 +49,12 @@ _STICKY_REASONS = frozenset(
 
 
 def resolve_row(
-    row: Mapping[str, Any], *, defaults: PromptDefaults, run_seed: int, index: int
+    row: Mapping[str, Any],
+    *,
+    defaults: PromptDefaults,
+    run_seed: int,
+    index: int,
+    has_refiner: bool = True,
 ) -> Request:
     """Turn one row of a prompt table into a ``Request``.
 
@@ -59,6 +64,7 @@ def resolve_row(
         defaults: what stands in for null cells and absent columns.
         run_seed: makes the seeds of the rows that bring none.
         index: the row's place in the whole input, from 0; the id of a row that brings none.
+        has_refiner: whether the run has a refiner; without one, rows that ask for it are refused.
 
     Raises:
         RowError: the row cannot be used; the detail names the column, what it holds, and what it
@@ -72,7 +78,15 @@ def resolve_row(
             values[field.name] = _default(field, values, defaults, run_seed, index)
         else:
             values[field.name] = read_value(field, raw)
-    return Request(**values)
+    request = Request(**values)
+    if request.refiner and not has_refiner:
+        raise ColumnError(
+            Reason.INVALID_HANDOFF,
+            "refiner",
+            "true",
+            "false, because the run has no refiner (--refiner)",
+        )
+    return request
 
 
 def resolve_partly(

@@ -44,7 +44,7 @@ _EXPLANATIONS = {
     Reason.INVALID_STEPS: "the number of steps is out of range",
     Reason.INVALID_GUIDANCE: "the guidance scale or its rescale is out of range",
     Reason.INVALID_SAMPLER: "there is no sampler of that name",
-    Reason.INVALID_HANDOFF: "the hand-off to the refiner, or its strength, is out of range",
+    Reason.INVALID_HANDOFF: "the hand-off or strength is out of range, or the run has no refiner",
     Reason.INVALID_VALUE: "a column holds a value of the wrong type",
     Reason.TOKENIZER_FAILED: "the tokenizer could not read the prompt",
     Reason.NON_FINITE_IMAGE: "the networks produced NaN or infinity",

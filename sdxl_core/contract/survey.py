@@ -83,6 +83,7 @@ def survey_part(
     part: int = 0,
     file: str = "",
     first_row_in_file: int | None = None,
+    has_refiner: bool = True,
 ) -> PartSurvey:
     """Check every row of one part. No content of a row makes this fail.
 
@@ -94,19 +95,29 @@ def survey_part(
         part: number of the part.
         file: name of its file, for examples.
         first_row_in_file: place of the part's first row in that file; ``first_row`` if None.
+        has_refiner: whether the run has a refiner.
     """
     start = first_row if first_row_in_file is None else first_row_in_file
     columns = {
         field.name: check_column(field, table, default_of(defaults, field.name))
         for field in PROMPT_FIELDS
     }
-    suspects = np.flatnonzero(_suspects_N(table, columns))
+    suspects_N = _suspects_N(table, columns)
+    if not has_refiner:
+        suspects_N |= columns["refiner"].values_N(np.bool_)
+    suspects = np.flatnonzero(suspects_N)
     valid_N = np.ones(table.num_rows, dtype=bool)
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     for row, cells in zip(suspects.tolist(), read_rows(table.take(suspects)), strict=True):
         try:
-            resolve_row(cells, defaults=defaults, run_seed=run_seed, index=first_row + row)
+            resolve_row(
+                cells,
+                defaults=defaults,
+                run_seed=run_seed,
+                index=first_row + row,
+                has_refiner=has_refiner,
+            )
         except RowError as error:
             valid_N[row] = False
             counts[str(error.reason)] += 1

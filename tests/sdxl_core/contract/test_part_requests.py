@@ -41,3 +41,30 @@ def test_part_without_duplicates_needs_no_list_of_them():
     assert resolve_part(table, first_row=0, duplicates=none, **NAMED) == resolve_part(
         table, first_row=0, **NAMED
     )
+
+
+def test_survey_and_part_refuse_the_same_rows_where_there_is_no_refiner():
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c", "d", None],
+            "id": ["w", "x", "y", "x", "z"],
+            "refiner": [None, True, False, False, True],
+        }
+    )
+    for refines_by_default, refused in ((False, {"x"}), (True, {"w", "x"})):
+        defaults = PromptDefaults(refiner=refines_by_default)
+        named = {"first_row": 0, "defaults": defaults, "run_seed": 1}
+        found = survey_part(table, has_refiner=False, **named)
+        duplicates = merge_surveys([found]).duplicates[0]
+        part = resolve_part(table, has_refiner=False, duplicates=duplicates, **named)
+        assert found.num_invalid_by_reason == {
+            "invalid_handoff": len(refused),
+            "prompt_missing": 1,
+        }
+        reasons = {row["input_row"]: row["reason"] for row in part.failed}
+        details = [row["detail"] for row in part.failed if row["reason"] == "invalid_handoff"]
+        assert len(details) == len(refused)
+        assert all("column 'refiner'" in detail and "--refiner" in detail for detail in details)
+        assert (reasons[3], reasons[4]) == ("duplicate_id", "prompt_missing")
+        assert found.work.column("refiner").to_pylist() == [False]
+        assert survey_part(table, **named).num_invalid_by_reason == {"prompt_missing": 1}

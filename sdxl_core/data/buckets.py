@@ -104,8 +104,9 @@ def generate_buckets(
     """Every bucket whose sides are multiples of a step and whose area is just within a limit.
 
     Each side in turn is given the longest partner that keeps the area within ``area_px``, and both
-    orders are taken, so the list is symmetric. For 1024 x 1024 and a step of 64 that gives 33 of
-    the paper's 40 buckets and no other; the other 7 are smaller than they could be.
+    orders are taken, so the list is symmetric; the largest square is always in it. For 1024 x 1024
+    and a step of 64 that gives 33 of the paper's 40 buckets and no other; the other 7 are smaller
+    than they could be.
 
     Args:
         area_px: the largest area, pixels, or the sides of a picture of that area.
@@ -122,7 +123,8 @@ def generate_buckets(
             f"{max_aspect}; expected a step that is a multiple of 8, an area of at least one step "
             "squared and an aspect of at least 1"
         )
-    found: set[Bucket] = set()
+    square = math.isqrt(area) // step_px * step_px
+    found: set[Bucket] = {(square, square)}
     for side in range(step_px, area // step_px + 1, step_px):
         partner = area // side // step_px * step_px
         if partner and max(side, partner) <= max_aspect * min(side, partner):

@@ -34,6 +34,8 @@ def plain_image(image: Image.Image, *, bits: int) -> tuple[Image.Image, tuple[st
         notes.append("sixteen_bit")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode == "I" and bits == 16:  # as some versions of Pillow read a PNG's
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise PictureError(
             RejectReason.UNSUPPORTED_FORMAT,

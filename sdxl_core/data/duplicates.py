@@ -13,13 +13,15 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-DuplicateKind = Literal["exact", "near"]
+from sdxl_core.contract.errors import ConfigError
+
+MAX_NEAR_DISTANCE = 8  # the search takes far longer beyond, and the pairs mean little
 
 _SIDE = 32  # of the small grey picture
 _KEPT = 8  # lowest frequencies of each direction
@@ -49,7 +51,7 @@ def perceptual_hash(rgb_HWC: npt.NDArray[np.uint8]) -> int:
         rgb_HWC: uint8, of any size. Sizes and qualities of the same picture change few bits.
     """
     small_1CHW = torch.nn.functional.interpolate(
-        torch.from_numpy(np.ascontiguousarray(rgb_HWC)).permute(2, 0, 1)[None],
+        torch.from_numpy(np.require(rgb_HWC, requirements="CW")).permute(2, 0, 1)[None],
         size=(_SIDE, _SIDE),
         mode="bilinear",
         align_corners=False,
@@ -58,7 +60,9 @@ def perceptual_hash(rgb_HWC: npt.NDArray[np.uint8]) -> int:
     grey_HW = small_1CHW[0].permute(1, 2, 0).numpy().astype(np.float32) @ _LUMA
     basis = _cosines()
     low = (basis @ grey_HW @ basis.T).ravel()
-    bits = low > np.median(low[1:])  # the first is the mean brightness, which says little
+    # The first is the mean brightness, which says little. A margin of a thousandth of a level keeps
+    # the rounding of floating point out of plain pictures: all of those look alike.
+    bits = low > np.median(low[1:]) + 1
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
@@ -79,11 +83,18 @@ def find_duplicates(
         ids: one for each source row (not one for each crop), all different: texts or numbers.
         sha256: of the files.
         phash: of the pictures, uint64; None finds exact duplicates only.
-        near_distance: bits, 0 to 16.
+        near_distance: bits, 0 to ``MAX_NEAR_DISTANCE``.
+
+    Raises:
+        ConfigError: if ``near_distance`` is out of range.
     """
+    if not 0 <= near_distance <= MAX_NEAR_DISTANCE:
+        raise ConfigError(
+            f"near duplicates: found a distance of {near_distance} bits, expected 0 to "
+            f"{MAX_NEAR_DISTANCE}; pictures that have nothing in common are about 32 apart"
+        )
     order = np.argsort(np.asarray(ids), kind="stable")
     hashes = np.asarray(sha256, dtype="S64")[order]
-    winners = np.arange(len(order))
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     winners = first[inverse]  # np.unique's index is that of the first, so the lowest id
     are_exact = winners != np.arange(len(order))

@@ -24,7 +24,8 @@ class SampleFilters:
         min_aspect_ratio: height divided by width of the upright picture.
         max_aspect_ratio: height divided by width of the upright picture.
         max_upscale: how much a picture may be enlarged to cover its bucket.
-        max_pixels: height times width of what is decoded at all.
+        max_pixels: height times width of what is decoded at all. A PNG of the default limit takes
+            about 1 GB while it is decoded, a JPEG much less.
         min_caption_characters: 1 refuses rows without a caption; 0 takes them.
         max_caption_characters: no limit if None.
         minima: smallest value of numeric keys of the source's metadata.
@@ -36,7 +37,7 @@ class SampleFilters:
     min_aspect_ratio: float = 0.0
     max_aspect_ratio: float = math.inf
     max_upscale: float = 4.0
-    max_pixels: int = 128 << 20
+    max_pixels: int = 100_000_000
     min_caption_characters: int = 1
     max_caption_characters: int | None = None
     minima: Mapping[str, float] = dataclasses.field(default_factory=dict)

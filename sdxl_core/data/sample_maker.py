@@ -78,8 +78,16 @@ class Plan:
     upscale: float
 
 
-def make_samples(raw: RawSample, options: PictureOptions) -> list[Sample] | Rejection:
-    """The samples of one row, ``options.num_crops`` of them, or its rejection.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedRow:
+    """A row that will be samples unless its picture is damaged: usable captions and the plan."""
+
+    captions: tuple[str, ...]
+    plan: Plan
+
+
+def plan_samples(raw: RawSample, options: PictureOptions) -> PlannedRow | Rejection:
+    """What becomes of a row, by its texts, its numbers and the header of its picture.
 
     Args:
         raw: as it was read.
@@ -95,12 +103,25 @@ def make_samples(raw: RawSample, options: PictureOptions) -> list[Sample] | Reje
     plan = plan_picture(raw.image, options)
     if isinstance(plan, Rejected):
         return reject(raw, *plan.refusal, original_size=plan.original_size)
+    return PlannedRow(captions=captions, plan=plan)
+
+
+def make_samples(raw: RawSample, options: PictureOptions) -> list[Sample] | Rejection:
+    """The samples of one row, ``options.num_crops`` of them, or its rejection.
+
+    Args:
+        raw: as it was read.
+        options: what to make.
+    """
+    planned = plan_samples(raw, options)
+    if isinstance(planned, Rejection):
+        return planned
     assert raw.image is not None  # or there would be no plan
     try:
-        return _samples(raw, raw.image, captions, plan, options)
+        return _samples(raw, raw.image, planned.captions, planned.plan, options)
     except (PictureError, RowError) as error:
         reason = error.reason if isinstance(error, PictureError) else RejectReason.INTERNAL_ERROR
-        return reject(raw, reason, error.detail, original_size=plan.header.size)
+        return reject(raw, reason, error.detail, original_size=planned.plan.header.size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +136,7 @@ def plan_picture(image: bytes | None, options: PictureOptions) -> Plan | Rejecte
     """What becomes of a picture, by its header: nothing is decoded.
 
     Args:
-        image: the file, or as much of its start as holds its header.
+        image: the file.
         options: what to make.
     """
     if image is None:
@@ -154,7 +175,7 @@ def _samples(
     size = plan.header.size
     picture = decode_resized(image, plan.header, covering_size(size, plan.bucket))
     metadata = _as_json(raw.metadata)
-    aesthetic = _aesthetic(raw.metadata, options.aesthetic_keys)
+    aesthetic = aesthetic_score(raw.metadata, options.aesthetic_keys)
     content_sha256 = hashlib.sha256(image).hexdigest()
     phash = perceptual_hash(picture.rgb_HWC)
     dropped = len(captions) < sum(bool(caption.strip()) for caption in raw.captions)
@@ -202,7 +223,8 @@ def _geometry(
     )
 
 
-def _aesthetic(metadata: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+def aesthetic_score(metadata: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    """The finite number of the first of ``keys`` that has one; None if none has."""
     found = (finite_number(metadata.get(key)) for key in keys)
     return next((number for number in found if number is not None), None)
 

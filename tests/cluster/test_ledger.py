@@ -2,12 +2,25 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ledger import RowTally, open_models
+from cluster.ledger import Ledger, RowTally, RunPlan, open_models
 from cluster.progress import Progress
+from cluster.resources import Flops
 from cluster.telemetry import Event, EventLog
 from sdxl_core.contract.errors import ConfigError, StoreError
+from sdxl_core.storage.parts import read_summary
 from sdxl_core.storage.stores import open_store
+from tests.cluster.committed_parts import FAILED_FIRST, begun, write_prompts
 from tests.micro_models import MicroModels
+
+PLAN = RunPlan(
+    fingerprint="f",
+    identities={},
+    numerics_name="exact:cpu:float32:vae-float32:threads-1",
+    survey={},
+    flops=Flops(base=0.0, refiner=0.0, decode=0.0, encode=0.0),
+    slots={},
+    duplicates={},
+)
 
 
 def test_tally_adds_parts_by_status_and_reason() -> None:
@@ -68,3 +81,32 @@ def test_progress_line_tells_rows_failures_and_rates() -> None:
     assert line.startswith("8/20 rows, 3 failed, ")
     assert "base 8/20" in line
     assert "refine 2/5" in line
+
+
+def test_ledger_counts_failed_rows_of_finished_parts_as_work_when_they_are_tried_again(
+    tmp_path: Path,
+) -> None:
+    work, store = begun(write_prompts(tmp_path), tmp_path / "out", "files")
+    num_failed = len(FAILED_FIRST) + 1
+    ledger = Ledger(store, work, PLAN)
+    assert ledger.open_parts(retry_failed=False) == []
+    assert (ledger.num_rows_open, ledger.tally.num_failed) == (0, num_failed)
+    ledger = Ledger(store, work, PLAN)
+    assert ledger.open_parts(retry_failed=True) == [0]
+    assert (ledger.num_rows_open, ledger.tally.num_rows) == (num_failed, 0)
+
+
+def test_ledger_has_no_summary_and_the_leftovers_while_parts_are_open(tmp_path: Path) -> None:
+    work, store = begun(write_prompts(tmp_path), tmp_path / "out", "files")
+    leftovers = ("table/part-00000.0123abcd.parquet", "images/part-00000/r1.png")
+    for path in leftovers:
+        store.write_bytes(path, b"of a run that was killed")
+    ledger = Ledger(store, work, PLAN)
+    ledger.finish({"num_rows": 6})
+    assert [store.exists(path) for path in leftovers] == [False, True]
+    assert ledger.open_parts(retry_failed=True) == [0]
+    ledger.reopen()
+    assert read_summary(store) is None
+    ledger.finish({"num_rows": 7})
+    assert [store.exists(path) for path in leftovers] == [False, False]
+    assert read_summary(store) == {"num_rows": 7}

@@ -9,25 +9,23 @@ from typing import Any
 
 import pytest
 
-from cluster.messages import PartWork, RowWork
-from cluster.preparation import read_table_plan
-from cluster.work import GenerateWork
-from cluster.writing import commit_images, rows_made_before
-from sdxl_core.contract.errors import RowError
-from sdxl_core.contract.part_requests import resolve_part
-from sdxl_core.contract.reasons import Reason
+from cluster.writing import rows_made_before
 from sdxl_core.storage.integrity import check_dataset
 from sdxl_core.storage.part_files import delete_leftovers
-from sdxl_core.storage.parts import DatasetInfo, read_part_record, write_run_files
+from sdxl_core.storage.parts import read_part_record
 from sdxl_core.storage.sinks import OutputFormat, read_part_images, read_part_table
 from sdxl_core.storage.stores import Store, open_store
-from sdxl_core.storage.tables import find_table_files, read_part
-from tests.flow import kit
+from sdxl_core.storage.tables import find_table_files
+from tests.cluster.committed_parts import (
+    FAILED_FIRST,
+    NUM_GOOD,
+    begun,
+    commit,
+    image,
+    write_prompts,
+)
 
 FORMATS: tuple[OutputFormat, ...] = ("files", "parquet", "webdataset")
-# Of the table's rows, the last one cannot be made: its height is no multiple of 8.
-NUM_GOOD, INVALID = 5, 5
-FAILED_FIRST = (1, 3, 4)
 
 
 class Killed(BaseException):
@@ -60,72 +58,7 @@ class MortalStore:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    rows = kit.plain_rows(NUM_GOOD + 1, note="n")
-    rows[INVALID]["height"] = 65
-    return kit.write_csv(tmp_path_factory.mktemp("prompts") / "p.csv", rows)
-
-
-def make_work(prompts: str, out: Path, output_format: OutputFormat) -> GenerateWork:
-    return GenerateWork(
-        out=str(out),
-        parts=read_table_plan(prompts, 10),
-        duplicates={},
-        defaults=kit.DEFAULTS,
-        run_seed=0,
-        base="base",
-        refiner=None,
-        variant=None,
-        model_digest="digest",
-        refiner_digest=None,
-        spacing=None,
-        dtype="float32",
-        vae_dtype="float32",
-        numerics="exact",
-        numerics_name="exact:cpu:float32:vae-float32:threads-1",
-        slots={},
-        device="cpu",
-        num_threads=1,
-        output_format=output_format,
-        image_format="png",
-        retry_failed=True,
-    )
-
-
-def image(row: int) -> bytes:
-    return b"picture of row %d" % row
-
-
-def commit(
-    work: GenerateWork, store: Any, *, failed: tuple[int, ...] = (), detail: str = "broke"
-) -> int:
-    """What the pools do to the part: all rows that are not made yet, of which some fail.
-
-    Returns the number of rows that were tried.
-    """
-    table = read_part(work.parts.part(0))
-    requests = resolve_part(table, first_row=0, defaults=work.defaults, run_seed=0).requests
-    made = rows_made_before(work, store, 0)
-    rows = [
-        RowWork(
-            input_row=row,
-            request=request,
-            num_slots=4,
-            seconds={"denoise": 1.5},
-            error=RowError(Reason.INTERNAL_ERROR, detail) if row in failed else None,
-        )
-        for row, request in requests
-        if row not in made
-    ]
-    images = {row.input_row: image(row.input_row) for row in rows if row.error is None}
-    return commit_images(work, store, PartWork(part=0, table=table, rows=rows), images).num_rows_now
-
-
-def begun(prompts: str, out: Path, output_format: OutputFormat) -> tuple[GenerateWork, Store]:
-    """An output with one part that is committed with failed rows."""
-    work, store = make_work(prompts, out, output_format), open_store(out)
-    write_run_files(store, "", DatasetInfo(name="images", version=1, num_parts=1, num_rows=6))
-    assert commit(work, store, failed=FAILED_FIRST) == NUM_GOOD + 1
-    return work, store
+    return write_prompts(tmp_path_factory.mktemp("prompts"))
 
 
 def content(store: Store) -> tuple[list[dict[str, Any]], dict[int, bytes]]:

@@ -11,6 +11,8 @@ from sdxl_core.contract.samples import RawSample
 
 Pixels = npt.NDArray[np.uint8]
 
+RAMP_LEVELS = (16, 240)
+
 # What a viewer does to stored pixels for each orientation; its inverse makes the stored pixels.
 # Pillow's words, not ours: turning pictures upright is what is tested.
 _STORED_FROM_UPRIGHT = {
@@ -26,13 +28,16 @@ _STORED_FROM_UPRIGHT = {
 
 
 def ramp_image(height: int, width: int) -> Image.Image:
-    """Red rises from left to right, green from top to bottom, evenly from 0 to 255 at the centres
-    of the outermost pixels."""
-    columns = np.linspace(0, 255, width)
-    rows = np.linspace(0, 255, height)
+    """Red rises from left to right, green from top to bottom, evenly from ``RAMP_LEVELS[0]`` at the
+    centres of the first pixels to ``RAMP_LEVELS[1]`` at those of the last.
+
+    Levels are dithered, or rounding them, here and in a resize, would move what they say by more
+    than a pixel where the ramp is flat.
+    """
     pixels = np.full((height, width, 3), 128.0)
-    pixels[..., 0] = columns[None, :]
-    pixels[..., 1] = rows[:, None]
+    pixels[..., 0] = np.linspace(*RAMP_LEVELS, width)[None, :]
+    pixels[..., 1] = np.linspace(*RAMP_LEVELS, height)[:, None]
+    pixels += np.random.default_rng(0).uniform(-0.5, 0.5, pixels.shape)
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 

@@ -65,7 +65,7 @@ def survey_table(
     plan_ref = ray.put(coarse)
     task = ray.remote(num_cpus=0.5, max_retries=3)(survey_one)
     pending = [
-        task.remote(plan_ref, index, defaults=defaults, run_seed=run_seed, has_refiner=has_refiner)
+        task.remote(plan_ref, index, defaults, run_seed, has_refiner)
         for index in range(coarse.num_parts)
     ]
     return merge_surveys(ray.get(pending))

@@ -12,7 +12,6 @@ from sdxl_core.storage.tables import PartPlan, read_part
 def survey_one(
     coarse: PartPlan,
     index: int,
-    *,
     defaults: PromptDefaults,
     run_seed: int,
     has_refiner: bool,

@@ -101,7 +101,7 @@ def _ticks(
     """Those of the axis's ticks that are on the chart; bin ``number`` begins at edge number - 1."""
     scale = math.log2 if axis.is_log else float
     places = [scale(edge) for edge in edges_E]
-    found = []
+    found: list[tuple[float, str]] = []
     for value in axis.ticks:
         number = float(np.interp(scale(value), places, range(1, len(places) + 1)))
         x = (number - first) * bin_width

@@ -116,24 +116,20 @@ def tally_rejected(rejected: pa.Table) -> SampleTotals:
 
 def add_totals(totals: Iterable[SampleTotals]) -> SampleTotals:
     """The sum of all."""
-    sums: Counter[str] = Counter()
-    by_key: dict[str, Counter[str]] = {
-        name: Counter() for name in ("num_by_reason", "num_by_bucket", "num_by_note")
-    }
+    sums: dict[str, Any] = {}
+    by_key: dict[str, Counter[str]] = {}
     counts = {name: np.zeros(len(edges_E) + 1, np.int64) for name, edges_E in _EDGES.items()}
     for one in totals:
         for name, value in vars(one).items():
             if isinstance(value, int):
-                sums[name] += value
-            elif name in by_key:
-                by_key[name].update(value)
+                sums[name] = sums.get(name, 0) + value
+            elif name != "histograms":
+                by_key.setdefault(name, Counter()).update(value)
         for name, counts_B in one.histograms.items():
             counts[name] += counts_B
-    return SampleTotals(
-        **sums,
-        **{name: _sorted(counter) for name, counter in by_key.items()},
-        histograms={name: counts_B.tolist() for name, counts_B in counts.items()},
-    )
+    sums |= {name: _sorted(counter) for name, counter in by_key.items()}
+    sums["histograms"] = {name: counts_B.tolist() for name, counts_B in counts.items()}
+    return SampleTotals(**sums)
 
 
 def totals_to_json(totals: SampleTotals) -> dict[str, Any]:
@@ -153,7 +149,7 @@ def totals_from_json(value: Any) -> SampleTotals:
 def _counts(name: str, values_N: npt.NDArray[Any]) -> list[int]:
     edges_E = _EDGES[name]
     bins_N = np.searchsorted(edges_E, values_N, side="right")
-    return np.bincount(bins_N, minlength=len(edges_E) + 1).tolist()
+    return list(map(int, np.bincount(bins_N, minlength=len(edges_E) + 1)))
 
 
 def _sorted(counter: Counter[str]) -> dict[str, int]:

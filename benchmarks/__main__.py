@@ -13,6 +13,7 @@ NAMES = (
     "plan_million",
     "driver_memory",
     "kill_and_resume",
+    "prepare_pictures",
     "gpu_generate",
 )
 BY_DEFAULT = NAMES[:-1]

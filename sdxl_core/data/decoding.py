@@ -110,7 +110,7 @@ def resize(
     fits = extent == (height, width)
     scale = tuple(wanted / had * (1 + 1e-12) for wanted, had in zip(size, extent, strict=True))
     resized_1CHW = torch.nn.functional.interpolate(
-        torch.from_numpy(np.require(pixels_HWC, requirements="CW")).permute(2, 0, 1)[None],
+        torch.from_numpy(np.require(pixels_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None],
         size=size if fits else None,
         scale_factor=None if fits else scale,
         mode="bicubic",

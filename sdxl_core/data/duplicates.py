@@ -51,7 +51,7 @@ def perceptual_hash(rgb_HWC: npt.NDArray[np.uint8]) -> int:
         rgb_HWC: uint8, of any size. Sizes and qualities of the same picture change few bits.
     """
     small_1CHW = torch.nn.functional.interpolate(
-        torch.from_numpy(np.require(rgb_HWC, requirements="CW")).permute(2, 0, 1)[None],
+        torch.from_numpy(np.require(rgb_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None],
         size=(_SIDE, _SIDE),
         mode="bilinear",
         align_corners=False,

@@ -1,20 +1,30 @@
 """What the whole-job tests share: tables, settings, runs by call or by command, results."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.generate_config import GenerateConfig, GenerateHow
 from sdxl_core.contract.request import PromptDefaults
-from sdxl_core.storage.sinks import read_output_table
+from sdxl_core.storage.parts import commit_part, read_part_records, record_path
+from sdxl_core.storage.sinks import (
+    read_output_table,
+    read_part_images,
+    read_part_table,
+    write_part_files,
+)
 from sdxl_core.storage.stores import open_store
 from tests.micro_models import MicroModels
 
@@ -76,6 +86,42 @@ def hashes(out: str | Path) -> dict[str, str | None]:
     """SHA-256 of each row's image, by id; None for rows that failed, unless another has that id."""
     rows = sorted(read_rows(out), key=lambda row: row["sha256"] is not None)
     return {row["id"]: row["sha256"] for row in rows}
+
+
+def fail_rows(config: GenerateConfig, ids: Collection[str]) -> None:
+    """Makes a finished output one in which the rows ``ids`` failed, as its run would have left it.
+
+    Such rows cannot be had by a run that is the same in all else: what breaks rows of a sound table
+    is hardware, memory or workers.
+    """
+    store = open_store(config.out)
+    for record in list(read_part_records(store)):
+        table = read_part_table(store, record)
+        images = read_part_images(store, table)
+        rows = table.to_pylist()
+        for row in rows:
+            if row["id"] in ids:
+                lost = dict.fromkeys(("path", "sha256"))
+                row |= lost | {"status": "failed", "reason": "internal_error", "detail": "broke"}
+                del images[row["input_row"]]
+        for file in record.files:
+            store.delete(file.path)
+        files = write_part_files(
+            store,
+            record.part,
+            pa.Table.from_pylist(rows, schema=table.schema),
+            [images.get(row["input_row"]) for row in rows],
+            output_format=config.format,
+            image_format=config.image_format,
+        )
+        again = dataclasses.replace(
+            record,
+            files=tuple(files),
+            num_by_status=dict(Counter(row["status"] for row in rows)),
+            num_by_reason=dict(Counter(row["reason"] for row in rows if row["reason"])),
+        )
+        store.delete(record_path(record.part))
+        commit_part(store, again)
 
 
 def command(

@@ -25,6 +25,8 @@ from sdxl_core.storage.sample_parts import (
     read_first_samples,
     write_sample_part,
 )
+from sdxl_core.storage.source_plan import plan_sources
+from sdxl_core.storage.sources import count_slice, read_slice
 from sdxl_core.storage.stores import Store, open_store
 from tests.sdxl_core.storage.staged_samples import make_sample
 
@@ -111,6 +113,21 @@ def test_webdataset_loads_the_tars_as_pictures_with_captions(tmp_path: Path) -> 
         np.testing.assert_array_equal(sample["jpg"], pixels)
         assert sample["txt"].split("\n") == [" ".join(c.split()) for c in row["captions"]]
         assert sample["json"]["crop_left"] == row["crop_left"]
+
+
+def test_tars_are_a_source_of_samples_again(tmp_path: Path) -> None:
+    table = make_table(5)
+    write_sample_part(open_store(tmp_path), 0, [((16, 16), table)], output_format="webdataset")
+    plan = plan_sources([str(tmp_path / bucket_path((16, 16), 0, "webdataset"))])
+
+    assert [count_slice(plan.slice(n)).num_rows for n in range(plan.num_slices)] == [5]
+    raw_samples = list(read_slice(plan.slice(0)))
+
+    for raw, row in zip(raw_samples, table.to_pylist(), strict=True):
+        assert raw.problem is None
+        assert raw.image == row["image"]
+        assert raw.captions == tuple(" ".join(caption.split()) for caption in row["captions"])
+        assert raw.metadata["aesthetic"] == row["aesthetic"]
 
 
 def test_index_of_tars_says_where_each_picture_is(tmp_path: Path) -> None:

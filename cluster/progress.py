@@ -4,14 +4,21 @@ import collections
 import logging
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tqdm
 
-from cluster.telemetry import Event
+from cluster.telemetry import Event, EventLog, drain
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = {"encode": "encode", "denoise": "base", "refine": "refine", "decode": "decode"}
+_SHOWN: Mapping[str, str] = {
+    "encode": "encode",
+    "denoise": "base",
+    "refine": "refine",
+    "decode": "decode",
+}
 
 
 class Progress:
@@ -20,11 +27,20 @@ class Progress:
     Args:
         num_rows: Rows of this run, those of parts already committed left out.
         num_refined: Of these, rows that use the refiner.
+        shown: Name for people of each span that is shown.
         line_every_s: Pause between lines when stderr is not a terminal.
     """
 
-    def __init__(self, num_rows: int, *, num_refined: int, line_every_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        num_refined: int = 0,
+        shown: Mapping[str, str] = _SHOWN,
+        line_every_s: float = 10.0,
+    ) -> None:
         self._num_rows = num_rows
+        self._shown = shown
         self._expected = {"refine": num_refined}
         self._line_every_s = line_every_s
         self._started = self._last_line = time.monotonic()
@@ -71,7 +87,7 @@ class Progress:
     def _rates(self) -> str:
         now = time.monotonic()
         shown = []
-        for span, name in _SHOWN.items():
+        for span, name in self._shown.items():
             total = self._expected.get(span, self._num_rows)
             if not total:
                 continue
@@ -80,3 +96,15 @@ class Progress:
             rate = f" {done / seconds:.1f}/s" if seconds > 0 and done else ""
             shown.append(f"{name} {done}/{total}{rate}")
         return ", ".join(shown)
+
+
+def watched(
+    reports: Iterator[dict[str, Any]], hub: Any, events: EventLog, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Passes reports on; takes the events of the workers out of the hub in between."""
+    for report in reports:
+        new = drain(hub)
+        events.append(new)
+        progress.add_events(new)
+        yield report
+        progress.show()

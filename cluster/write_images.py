@@ -11,9 +11,10 @@ from cluster import failures
 from cluster.loading import load_models
 from cluster.messages import PartWork, RowWork, from_message
 from cluster.regeneration import image_parameters
+from cluster.reports import fatal_report
 from cluster.work import GenerateWork
 from cluster.worker import Worker
-from cluster.writing import commit_images, failed_report, part_report
+from cluster.writing import commit_images, part_report
 from sdxl_core.diffusion.decoding import decode_error, decode_row
 from sdxl_core.storage.image_files import encode_image
 from sdxl_core.storage.stores import open_store
@@ -34,7 +35,7 @@ class WriteImages(Worker):
         """A message becomes one row of counts for the driver; the part is committed by then."""
         work = from_message(message)
         if work.fatal:
-            return failed_report(work.part, work.fatal)
+            return fatal_report(work.part, work.fatal)
         attempt = self._begin(work.part)
         started = time.perf_counter()
         images: dict[int, bytes] = {}
@@ -58,7 +59,7 @@ class WriteImages(Worker):
             stage=self._stage,
         )
         if work.fatal:
-            return failed_report(work.part, work.fatal)
+            return fatal_report(work.part, work.fatal)
         done = time.perf_counter()
         num_rows = len(work.rows)
         self._end(

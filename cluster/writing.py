@@ -1,13 +1,13 @@
 """From finished rows to a committed part, and the few numbers about it that the driver gets."""
 
 import dataclasses
-import json
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.messages import PartWork, RowWork
+from cluster.reports import report
 from cluster.work import GenerateWork
 from sdxl_core.contract.errors import StoreError
 from sdxl_core.contract.images import IMAGE_COLUMN, Made, failed_row, made_row, results_table
@@ -21,8 +21,6 @@ from sdxl_core.storage.parts import (
 )
 from sdxl_core.storage.sinks import read_part_images, read_part_table, write_part_files
 from sdxl_core.storage.stores import Store
-
-REPORT_SCHEMA = pa.schema([("part", pa.int64()), ("fatal", pa.string()), ("record", pa.string())])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,14 +101,7 @@ def part_report(committed: Committed) -> pa.Table:
         "num_by_status": record.num_by_status,
         "num_by_reason": record.num_by_reason,
     }
-    return pa.table(
-        {"part": [record.part], "fatal": [""], "record": [json.dumps(counts)]}, schema=REPORT_SCHEMA
-    )
-
-
-def failed_report(part: int, fatal: str) -> pa.Table:
-    """What the driver gets when the job cannot go on."""
-    return pa.table({"part": [part], "fatal": [fatal], "record": ["{}"]}, schema=REPORT_SCHEMA)
+    return report(record.part, counts)
 
 
 def _fresh_rows(work: GenerateWork, part: PartWork) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from cluster.calibration import measure_flops_per_s
 from cluster.ledger import Ledger, Models, RunPlan, load_or_make_plan, open_models
-from cluster.pipeline import cluster_size, run_parts
+from cluster.pipeline import run_parts
+from cluster.pools import cluster_size
 from cluster.preparation import read_table_plan
-from cluster.progress import Progress
+from cluster.progress import Progress, watched
 from cluster.resources import PoolPlan, PoolWish, plan_pools
 from cluster.session import ray_session
 from cluster.telemetry import EventLog, drain, start_hub
@@ -196,7 +196,7 @@ def _make(
         num_in_flight=config.how.parts_in_flight,
     )
     try:
-        for report in _watched(reports, hub, events, progress):
+        for report in watched(reports, hub, events, progress):
             ledger.add(report)
             progress.add_part(report["num_rows_now"], report["num_by_status"].get("failed", 0))
             _check_failed_share(config, ledger)
@@ -204,18 +204,6 @@ def _make(
         progress.close()
         events.append(drain(hub))
         events.flush()
-
-
-def _watched(
-    reports: Iterator[dict[str, Any]], hub: Any, events: EventLog, progress: Progress
-) -> Iterator[dict[str, Any]]:
-    """Passes reports on; takes the events of the workers out of the hub in between."""
-    for report in reports:
-        new = drain(hub)
-        events.append(new)
-        progress.add_events(new)
-        yield report
-        progress.show()
 
 
 def _refuse_mostly_invalid(config: GenerateConfig, run_plan: RunPlan) -> None:

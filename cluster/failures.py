@@ -15,13 +15,18 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from typing import TypeVar
 
 from cluster.messages import PartWork, RowWork
-from sdxl_core.contract.errors import RowError, StoreError
+from sdxl_core.contract.errors import RowError, SdxlError, StoreError
 from sdxl_core.contract.reasons import Reason
+from sdxl_core.contract.reject_reasons import RejectReason
+from sdxl_core.contract.samples import RawSample, Rejection, reject
+from sdxl_core.storage.parts import PartRecord
 
 logger = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
 Stage = Callable[[PartWork, list[RowWork]], None]
 
 # After one of these the CUDA context of the process is of no use any more.
@@ -85,6 +90,56 @@ def guard_commit(work: PartWork, commit: Callable[[], None], *, stage: str) -> N
                 return
         work.fatal = ""
         time.sleep(pause_s)
+
+
+def guard_part(
+    make: Callable[[], PartRecord], *, what: str, attempt: int, max_attempts: int
+) -> PartRecord | str:
+    """Makes a part of a dataset whole, or says why the job cannot go on.
+
+    Args:
+        make: Makes all of the part and commits it; called up to three times.
+        what: The part, for messages: which one, and where its rows come from.
+        attempt: How often this part was begun, this time included; a worker that died left no more.
+        max_attempts: Begin it so often at most.
+
+    Returns:
+        The record, or the message that stops the job.
+    """
+    if attempt > max_attempts:
+        return (
+            f"{what}: the worker died {attempt - 1} times; its log says why (often too little "
+            "memory, or a picture that crashes its decoder). More tries: --how.max-attempts"
+        )
+    fatal = ""
+    for pause_s in (0.5, 2.0, None):
+        try:
+            return make()
+        except StoreError as error:
+            fatal = f"{what}: {error}"
+            if not error.retryable:
+                return fatal
+        except SdxlError as error:
+            return f"{what}: {error}"
+        except Exception as error:
+            _leave_broken_process(error)
+            fatal = f"{what}: {describe(error)}"
+            logger.warning("%s failed: %s", what, traceback.format_exc())
+        if pause_s is not None:
+            logger.warning("%s; trying the whole of it again", fatal)
+            time.sleep(pause_s)
+    return fatal
+
+
+def guard_sample(raw: RawSample, make: Callable[[RawSample], Made | Rejection]) -> Made | Rejection:
+    """Makes samples, or a plan, of one row; what nobody expected becomes a rejection."""
+    try:
+        return make(raw)
+    except MemoryError as error:
+        return reject(raw, RejectReason.OUT_OF_MEMORY, describe(error))
+    except Exception as error:
+        logger.warning("row %r: %s", raw.key, traceback.format_exc())
+        return reject(raw, RejectReason.INTERNAL_ERROR, describe(error))
 
 
 def guard_read(part: int, read: Callable[[], PartWork]) -> PartWork | str:

@@ -58,6 +58,12 @@ class Job:
 
 
 JOBS = {
+    "prepare": Job(
+        module="jobs.prepare",
+        config="jobs.prepare_config:PrepareConfig",
+        help="turn image-text data into aspect buckets, every row counted",
+        has_plan=True,
+    ),
     "generate": Job(
         module="jobs.generate",
         config="jobs.generate_config:GenerateConfig",

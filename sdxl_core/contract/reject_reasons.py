@@ -46,6 +46,11 @@ class RejectReason(StrEnum):
         """One line for the person who looks at the rejected rows."""
         return _EXPLANATIONS[self]
 
+    @property
+    def is_filter(self) -> bool:
+        """Was the row left out as the settings ask, rather than for something wrong with it."""
+        return self in _FILTERS
+
 
 _EXPLANATIONS: Final = {
     RejectReason.MISSING_IMAGE: "the row has no image",
@@ -78,3 +83,19 @@ _EXPLANATIONS: Final = {
     RejectReason.OUT_OF_MEMORY: "there was not enough memory for this row alone",
     RejectReason.INTERNAL_ERROR: "an unexpected error; the detail names it",
 }
+
+_FILTERS: Final = frozenset(
+    {
+        RejectReason.TOO_MANY_PIXELS,
+        RejectReason.TOO_SMALL,
+        RejectReason.ASPECT_OUT_OF_RANGE,
+        RejectReason.UPSCALE_TOO_LARGE,
+        RejectReason.CAPTION_TOO_SHORT,
+        RejectReason.CAPTION_TOO_LONG,
+        RejectReason.BELOW_MIN,
+        RejectReason.ABOVE_MAX,
+        RejectReason.METADATA_MISSING,
+        RejectReason.DUPLICATE_EXACT,
+        RejectReason.DUPLICATE_NEAR,
+    }
+)

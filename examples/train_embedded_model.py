@@ -37,7 +37,7 @@ from sdxl_core.training.scene_text import TextEncoders, train_text_encoders
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 STAGES = ("vae", "text", "latents", "decoder", "base", "refiner", "export")
-NUM_SAMPLES = 13_312
+NUM_SAMPLES = 20_480
 NUM_SPOILT_SAMPLES = 3_072
 
 
@@ -74,13 +74,13 @@ def load_latents(work: Path, *, spoilt: bool) -> list[LatentShard]:
 
 def run_vae(work: Path) -> None:
     """Stage ``vae``."""
-    settings = LoopSettings(num_steps=4000, peak_learning_rate=6e-4)
+    settings = LoopSettings(num_steps=4000, peak_learning_rate=1e-3, ema_decay=0.995)
     save_network(train_autoencoder(TINY, work, settings=settings), work / "vae.safetensors")
 
 
 def run_text(work: Path) -> None:
     """Stage ``text``."""
-    settings = LoopSettings(num_steps=1200, peak_learning_rate=1.5e-3, autocast_dtype=None)
+    settings = LoopSettings(num_steps=800, peak_learning_rate=1.5e-3, autocast_dtype=None)
     encoders = train_text_encoders(TINY, work, settings=settings)
     save_network(encoders.text_1, work / "text_1.safetensors")
     save_network(encoders.text_2, work / "text_2.safetensors")
@@ -111,7 +111,7 @@ def run_latents(work: Path) -> None:
 def run_decoder(work: Path) -> None:
     """Stage ``decoder``."""
     vae = filled(build_vae(TINY), work / "vae.safetensors")
-    settings = LoopSettings(num_steps=1500, peak_learning_rate=8e-4, ema_decay=0.995)
+    settings = LoopSettings(num_steps=1000, peak_learning_rate=8e-4, ema_decay=0.995)
     train_decoder(vae, work, settings=settings)
     save_network(vae, work / "vae_final.safetensors")
 
@@ -119,9 +119,9 @@ def run_decoder(work: Path) -> None:
 def run_denoiser(work: Path, preset: ModelPreset) -> None:
     """Stages ``base`` and ``refiner``."""
     if preset.kind == "base":
-        settings = LoopSettings(num_steps=3000, peak_learning_rate=8e-4)
+        settings = LoopSettings(num_steps=3600, peak_learning_rate=8e-4)
     else:
-        settings = LoopSettings(num_steps=1000, peak_learning_rate=1e-3)
+        settings = LoopSettings(num_steps=600, peak_learning_rate=1e-3)
     shards = load_latents(work, spoilt=preset.kind == "refiner")
     unet = train_denoiser(preset, load_encoders(work), shards, work, settings=settings)
     save_network(unet, work / f"{preset.name}.safetensors")

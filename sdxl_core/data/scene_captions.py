@@ -25,7 +25,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
-SIZES: dict[str, tuple[float, float]] = {"small": (0.10, 0.125), "large": (0.18, 0.21)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.125, 0.145), "large": (0.19, 0.215)}
 COUNTS = {"two": 2, "three": 3, "four": 4}
 RELATIONS = ("left of", "right of", "above", "below")
 # Phrase -> (vertical third, horizontal third) of the canvas, -1 is the top or the left.

@@ -21,12 +21,12 @@ Mask = npt.NDArray[np.bool_]
 
 # A blend of half background and half object is this far from the background, or farther.
 _LEAST_COLOUR_DISTANCE = 48.0
-# Pieces below this share of the squared short side are specks; the smallest star has 0.012.
+# Pieces below this share of the squared short side are specks; the smallest star has 0.018.
 _LEAST_AREA = 0.004
 _LEAST_OVERLAP = 0.72
 _MOST_ELONGATION = 1.35
-# Half of the bounding box in short sides: small shapes go up to 0.13, large ones start at 0.16.
-_SIZE_BOUNDARY = 0.146
+# Half of the bounding box in short sides: small shapes go up to 0.145, large ones start at 0.19.
+_SIZE_BOUNDARY = 0.168
 _THIRDS = (0.38, 0.62)
 _TEMPLATE_SIDE = 48
 

@@ -25,7 +25,7 @@ from sdxl_core.data.scene_captions import (
 
 RgbImage = npt.NDArray[np.uint8]
 
-_COUNTED_RADIUS = (0.10, 0.14)
+_COUNTED_RADIUS = (0.125, 0.15)
 _MARGIN = 0.03
 _GAP = 0.06
 _SUPERSAMPLING = 4

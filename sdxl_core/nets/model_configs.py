@@ -158,6 +158,8 @@ def _vae_preset(config: Config, *, url: str) -> VaePreset:
     }
     preset = VaePreset(
         **_with_tuples(values),
+        # What a file leaves out is the library's default.
+        layers_per_block=config.get("layers_per_block", 1),
         norm_num_groups=config.get("norm_num_groups", 32),
         force_upcast=config.get("force_upcast", True),
     )

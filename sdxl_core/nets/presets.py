@@ -74,6 +74,7 @@ class VaePreset:
     block_out_channels: tuple[int, ...]
     sample_size: int
     scaling_factor: float
+    layers_per_block: int = 2
     norm_num_groups: int = 32
     force_upcast: bool = True
 
@@ -87,7 +88,6 @@ class VaePreset:
             "in_channels": 3,
             "out_channels": 3,
             "latent_channels": 4,
-            "layers_per_block": 2,
             "act_fn": "silu",
             "down_block_types": ("DownEncoderBlock2D",) * num_levels,
             "up_block_types": ("UpDecoderBlock2D",) * num_levels,
@@ -183,10 +183,14 @@ SDXL_REFINER = ModelPreset(
 # vocabulary is the real one (49,408 tokens), so the embedding tables dominate and the towers are
 # narrow.
 _TINY_VAE = VaePreset(
-    block_out_channels=(24, 48, 64, 64), sample_size=128, scaling_factor=0.13025, norm_num_groups=4
+    block_out_channels=(24, 48, 96, 96),
+    sample_size=128,
+    scaling_factor=0.13025,
+    layers_per_block=1,
+    norm_num_groups=4,
 )
 _TINY_TEXT_2 = TextPreset(
-    width=48, num_layers=3, num_heads=3, mlp_width=192, activation="gelu", projection_width=48
+    width=32, num_layers=3, num_heads=2, mlp_width=128, activation="gelu", projection_width=32
 )
 
 TINY = ModelPreset(
@@ -198,9 +202,9 @@ TINY = ModelPreset(
         up_block_types=_BASE_UP,
         attention_head_dim=(2, 3, 3),
         transformer_layers_per_block=(1, 1, 2),
-        cross_attention_dim=80,
+        cross_attention_dim=64,
         addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=48 + 6 * 32,
+        projection_class_embeddings_input_dim=32 + 6 * 32,
         sample_size=16,
         norm_num_groups=16,
     ),
@@ -225,9 +229,9 @@ TINY_REFINER = ModelPreset(
         up_block_types=_REFINER_UP,
         attention_head_dim=(1, 2, 2, 1),
         transformer_layers_per_block=1,
-        cross_attention_dim=48,
+        cross_attention_dim=32,
         addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=48 + 5 * 32,
+        projection_class_embeddings_input_dim=32 + 5 * 32,
         sample_size=16,
         norm_num_groups=4,
     ),

@@ -42,15 +42,15 @@ def autoencoder_loss(
     images_BCHW: Tensor,
     *,
     edge_weight: float = 1.0,
-    kl_weight: float = 1e-3,
+    kl_weight: float = 1e-4,
     local_colour_weight: float = 0.5,
 ) -> AutoencoderLoss:
     """L1 + edges + KL + local colour of one batch.
 
     Group norms erase the absolute colour of flat pictures, and training then sits on a plateau
     where only light and dark come through. The local colour term ends that: it asks the first three
-    latent channels to be the mean colour of each 8 x 8 patch, and leaves the fourth to the
-    outlines.
+    latent channels to be the mean colour of each 8 x 8 patch. Once colours come through it is in
+    the way of the outlines, so a training lets its weight fall to 0.
 
     Args:
         autoencoder: diffusers' ``AutoencoderKL``.

@@ -56,7 +56,11 @@ def train(
             exists, training goes on from it; a finished training returns at once.
     """
     optimizer = torch.optim.AdamW(
-        module.parameters(), settings.peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
+        module.parameters(),
+        settings.peak_learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=1e-3,
+        fused=True,
     )
     average = WeightAverage(module, decay=settings.ema_decay)
     step = 0

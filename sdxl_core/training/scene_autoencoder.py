@@ -1,12 +1,14 @@
 """Trains the embedded model's autoencoder on scenes: first whole, then the decoder alone.
 
-Training runs on random 64 px crops, because the networks are convolutional and crops are cheap.
+Training runs on random 64 px crops, because the networks are convolutional and crops are cheap;
+the last part of it sees whole pictures, as they are used.
 The encoder is frozen once its latents are good, so that diffusion training can start while the
 decoder goes on getting crisper.
 
 Legend of shape suffixes: N pictures, B batch, C channels, H height, W width.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,14 @@ from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.training.autoencoder import autoencoder_loss, edge_difference, standardise_latents
 from sdxl_core.training.loop import LoopSettings, train
 
+logger = logging.getLogger(__name__)
+
 CROP_PX = 64
+WHOLE_PX = 128
+# Shares of the steps: local colour falls from the first to the second, pictures are whole from the
+# third.
+_COLOUR_FULL, _COLOUR_NONE, _WHOLE_FROM = 0.2, 0.4, 0.8
+_LOCAL_COLOUR_WEIGHT = 0.5
 _FACTOR = 8
 
 
@@ -38,15 +47,15 @@ def to_signed(rgb: Tensor) -> Tensor:
     return rgb.float() / 127.5 - 1.0
 
 
-def draw_crops(pool_NCHW: Tensor, batch_size: int) -> Tensor:
-    """Draws random crops of random pictures, float (B, 3, 64, 64) in [-1, 1]."""
-    starts = pool_NCHW.shape[-1] - CROP_PX + 1
+def draw_crops(pool_NCHW: Tensor, batch_size: int, crop_px: int = CROP_PX) -> Tensor:
+    """Draws random square crops of random pictures, float (B, 3, crop_px, crop_px) in [-1, 1]."""
+    starts = pool_NCHW.shape[-1] - crop_px + 1
     chosen = torch.randint(len(pool_NCHW), (batch_size,)).tolist()
     corners = torch.randint(starts, (batch_size, 2)).tolist()
     return to_signed(
         torch.stack(
             [
-                pool_NCHW[i, :, top : top + CROP_PX, left : left + CROP_PX]
+                pool_NCHW[i, :, top : top + crop_px, left : left + crop_px]
                 for i, (top, left) in zip(chosen, corners, strict=True)
             ]
         )
@@ -54,7 +63,7 @@ def draw_crops(pool_NCHW: Tensor, batch_size: int) -> Tensor:
 
 
 def train_autoencoder(
-    preset: ModelPreset, work: Path, *, settings: LoopSettings, batch_size: int = 6
+    preset: ModelPreset, work: Path, *, settings: LoopSettings, batch_size: int = 8
 ) -> AutoencoderKL:
     """Trains encoder and decoder together, freezes the encoder and standardises its latents.
 
@@ -62,7 +71,7 @@ def train_autoencoder(
         preset: gives sizes and scaling factor.
         work: folder for the state that a resume goes on from.
         settings: length and learning rate.
-        batch_size: crops in a step.
+        batch_size: crops in a step; a quarter of it when pictures are whole.
 
     Returns:
         The autoencoder; what makes latents is rounded to float16, as it will be shipped.
@@ -70,8 +79,29 @@ def train_autoencoder(
     vae = build_vae(preset)
     pool_NCHW = render_pool(4000, seed=1)
 
-    def loss_at(_: int) -> Tensor:
-        return autoencoder_loss(vae, draw_crops(pool_NCHW, batch_size)).total
+    def loss_at(step: int) -> Tensor:
+        progress = step / settings.num_steps
+        whole = progress >= _WHOLE_FROM
+        images_BCHW = (
+            draw_crops(pool_NCHW, batch_size // 4, WHOLE_PX)
+            if whole
+            else draw_crops(pool_NCHW, batch_size)
+        )
+        fallen = (progress - _COLOUR_FULL) / (_COLOUR_NONE - _COLOUR_FULL)
+        loss = autoencoder_loss(
+            vae,
+            images_BCHW,
+            local_colour_weight=_LOCAL_COLOUR_WEIGHT * (1 - min(max(fallen, 0.0), 1.0)),
+        )
+        if step % settings.log_every == 0:
+            logger.info(
+                "L1 %.4f edges %.4f KL %.2f local colour %.4f",
+                *(
+                    float(part)
+                    for part in (loss.reconstruction, loss.edges, loss.kl, loss.local_colour)
+                ),
+            )
+        return loss.total
 
     train(vae, loss_at, settings=settings, state_path=work / "autoencoder.pt").copy_to(vae)
     with torch.no_grad():

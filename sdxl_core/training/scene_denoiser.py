@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdxl_core.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from sdxl_core.nets.build import AttnProcessor, UNet2DConditionModel, build_unet
 from sdxl_core.nets.presets import ModelKind, ModelPreset
 from sdxl_core.nets.text import encode_text_1, encode_text_2
@@ -29,6 +30,9 @@ from sdxl_core.training.scene_latents import LatentShard
 from sdxl_core.training.scene_text import TextEncoders
 
 CAPTION_DROPOUT = 0.1
+# Share of the base's steps under ``layout_weights``: places and colours first, then, with the plain
+# objective, the shapes.
+LAYOUT_SHARE = 0.55
 _ENCODED_AT_ONCE = 256
 
 
@@ -111,19 +115,25 @@ def train_denoiser(
     unet = build_unet(preset)
     # On a CPU the plain products train a third faster than the fused kernel at these sizes.
     unet.set_attn_processor(AttnProcessor())
-    empty, weight_T, timesteps = None, layout_weights(), (0, 1000)
+    empty, weight_T, timesteps = None, layout_weights(), (0, NUM_TRAIN_TIMESTEPS)
     if kind == "refiner":
         states_1TD, pooled_1P = encode_captions(encoders, [""], kind=kind)
         empty = (states_1TD[0].float(), pooled_1P[0].float())
-        weight_T, timesteps = torch.ones(1000), REFINER_TIMESTEPS
+        timesteps = REFINER_TIMESTEPS
 
-    def loss_at(_: int) -> Tensor:
+    def loss_at(step: int) -> Tensor:
+        layout = kind == "base" and step < LAYOUT_SHARE * settings.num_steps
         batch = draw_batch(
             encoded, batch_size=batch_size, kind=kind, scaling_factor=preset.vae.scaling_factor
         )
         dropped_B = draw_dropped_captions(batch_size, share=CAPTION_DROPOUT)
         draw = draw_noise(batch.latents_BCHW, timesteps=timesteps)
-        return diffusion_loss(unet, drop_captions(batch, dropped_B, empty), draw, weight_T=weight_T)
+        return diffusion_loss(
+            unet,
+            drop_captions(batch, dropped_B, empty),
+            draw,
+            weight_T=weight_T if layout else None,
+        )
 
     average = train(unet, loss_at, settings=settings, state_path=work / f"{preset.name}.pt")
     average.copy_to(unet)

@@ -24,6 +24,11 @@ from sdxl_core.training.contrastive import (
 )
 from sdxl_core.training.loop import LoopSettings, train
 
+# Spread of the token embeddings, which stay as they were drawn. Contrastive training has little use
+# for some words (colours tell pictures apart better than shapes do) and lets their vectors come to
+# lie together; then a UNet cannot see them. Held vectors keep every word equally visible.
+TOKEN_SPREAD = 0.5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextEncoders:
@@ -34,6 +39,11 @@ class TextEncoders:
     image_tower: ImageTower
 
 
+def token_embeddings(text_1: CLIPTextModel, text_2: TextTransformer) -> list[nn.Embedding]:
+    """The tables that turn token ids into vectors, of both encoders."""
+    return [text_1.get_input_embeddings(), text_2.token_embedding]
+
+
 class _Towers(nn.Module):
     """All that contrastive training optimises, as one module."""
 
@@ -42,6 +52,9 @@ class _Towers(nn.Module):
         assert preset.text_1 is not None
         self.text_1 = build_text_1(preset)
         self.text_2 = build_text_2(preset)
+        for embedding in token_embeddings(self.text_1, self.text_2):
+            nn.init.normal_(embedding.weight, std=TOKEN_SPREAD)
+            embedding.requires_grad_(False)
         self.image_tower = ImageTower(preset.text_2.projection_width)
         self.heads = ContrastiveHeads(preset.text_1.width, preset.text_2.projection_width)
 

@@ -165,7 +165,7 @@ def test_other_sizes_are_a_custom_preset():
         ("unet", "addition_embed_type", "text", "addition_embed_type"),
         ("unet", "encoder_hid_dim_type", "ip_image_proj", "encoder_hid_dim_type"),
         ("unet", "block_out_channels", None, "block_out_channels is missing"),
-        ("unet", "projection_class_embeddings_input_dim", 100, "expected 240"),
+        ("unet", "projection_class_embeddings_input_dim", 100, "expected 224"),
         ("vae", "latent_channels", 16, "found latent_channels = 16, expected 4"),
         ("vae", "latents_mean", [0.0, 0.0, 0.0, 0.0], "latents_mean"),
         ("vae", "block_out_channels", [8, 8, 8], "expected 4"),

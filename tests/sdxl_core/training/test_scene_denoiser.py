@@ -15,15 +15,15 @@ from sdxl_core.training.scene_text import TextEncoders, content_scale, give_stat
 def encoders() -> TextEncoders:
     torch.manual_seed(0)
     return TextEncoders(
-        text_1=build_text_1(TINY), text_2=build_text_2(TINY), image_tower=ImageTower(48)
+        text_1=build_text_1(TINY), text_2=build_text_2(TINY), image_tower=ImageTower(32)
     )
 
 
 def test_encode_captions_of_the_base_has_both_encoders_side_by_side(encoders: TextEncoders) -> None:
     base, pooled = encode_captions(encoders, ["a red circle"], kind="base")
     refiner, refiner_pooled = encode_captions(encoders, ["a red circle"], kind="refiner")
-    assert base.shape == (1, 77, 80)
-    assert refiner.shape == (1, 77, 48)
+    assert base.shape == (1, 77, 64)
+    assert refiner.shape == (1, 77, 32)
     assert torch.equal(base[..., 32:], refiner)
     assert torch.equal(pooled, refiner_pooled)
 

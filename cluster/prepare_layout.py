@@ -4,7 +4,7 @@ One task does it, so that the driver's memory does not grow with the rows: it ho
 for each row that has samples.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -43,7 +43,7 @@ def make_layout(
         StoreError: if the staged parts cannot be read.
     """
     staging = staging_store(work.open_output())
-    task: Any = ray.remote(_lay_out).options(num_cpus=1, max_retries=3)
+    task: Any = ray.remote(cast(Any, _lay_out)).options(num_cpus=1, max_retries=3)
     get(task.remote(staging, seed=seed, group_bytes=group_bytes, exact=exact, near=near))
     layout = read_layout(staging)
     assert layout is not None

@@ -49,7 +49,7 @@ def stage_parts(
     """
     blocks = number_blocks(parts, num_rows=counts[list(parts)].tolist())
     num_rows = int(counts[list(parts)].sum())
-    size = size or max(1, int(cluster_size().num_cpus))
+    size = min(size or max(1, int(cluster_size().num_cpus)), len(parts))
     return _observed(
         store,
         lambda hub: add_tasks(blocks, stage_slice, [work, hub], size=size),
@@ -86,14 +86,14 @@ def finish_parts(
 
     def build(hub: Any) -> ray.data.Dataset:
         if encode is None:
-            num_tasks = size or _num_groups_at_once(group_bytes)
+            num_tasks = min(size or _num_groups_at_once(group_bytes), len(parts))
             return add_tasks(blocks, finish_part, [work, hub], size=num_tasks)
         num_encoders, num_cpus, num_gpus = plan_encoders(encode, size)
         return add_actors(
             blocks,
             FinishWithLatents,
             [work, encode, hub],
-            size=num_encoders,
+            size=min(num_encoders, len(parts)),
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             num_in_flight=2,

@@ -135,7 +135,7 @@ def test_prepare_plan_counts_what_the_run_makes_and_writes_nothing(
     summary: PrepareSummary, folder: str, tmp_path: Path
 ) -> None:
     shown = plan(kit.settings(folder, tmp_path / "none"))
-    assert not (tmp_path / "none").exists()
+    assert list((tmp_path / "none").rglob("*")) == []
     assert shown.values["num_rows"] == summary.num_rows
     assert shown.values["share_seen"] == 1
     # What shows only when all is decoded or compared.

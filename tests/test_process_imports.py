@@ -16,9 +16,18 @@ NETWORK_LIBRARIES = {"diffusers", "open_clip", "timm", "torchvision", "transform
 @pytest.mark.parametrize(
     ("modules", "spared"),
     [
-        pytest.param("jobs.__main__ jobs.generate_config", {"ray", "torch"}, id="command line"),
+        pytest.param(
+            "jobs.__main__ jobs.generate_config jobs.prepare_config",
+            {"ray", "torch"},
+            id="command line",
+        ),
         pytest.param("cluster.survey_task", {"ray.data", "torch"}, id="survey task"),
-        pytest.param("jobs.generate", {"torch._dynamo"}, id="driver"),
+        pytest.param("jobs.generate jobs.prepare", {"torch._dynamo"}, id="driver"),
+        pytest.param(
+            "cluster.prepare_stage cluster.prepare_count cluster.prepare_finish",
+            {"ray.data", "torch._dynamo"},
+            id="tasks of prepare",
+        ),
         pytest.param(
             "cluster.encode_prompts cluster.denoise cluster.write_images cluster.calibration",
             {"ray.data", "torch._dynamo"},

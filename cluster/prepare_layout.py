@@ -43,7 +43,7 @@ def make_layout(
         StoreError: if the staged parts cannot be read.
     """
     staging = staging_store(work.open_output())
-    task: Any = ray.remote(cast(Any, _lay_out)).options(num_cpus=1, max_retries=3)
+    task: Any = cast(Any, ray.remote)(num_cpus=1, max_retries=3)(_lay_out)
     get(task.remote(staging, seed=seed, group_bytes=group_bytes, exact=exact, near=near))
     layout = read_layout(staging)
     assert layout is not None

@@ -102,10 +102,7 @@ def survey_part(
         field.name: check_column(field, table, default_of(defaults, field.name))
         for field in PROMPT_FIELDS
     }
-    suspects_N = _suspects_N(table, columns)
-    if not has_refiner:
-        suspects_N |= columns["refiner"].values_N(np.bool_)
-    suspects = np.flatnonzero(suspects_N)
+    suspects = np.flatnonzero(_suspects_N(table, columns, has_refiner=has_refiner))
     valid_N = np.ones(table.num_rows, dtype=bool)
     counts: Counter[str] = Counter()
     examples: list[Example] = []
@@ -148,9 +145,13 @@ def sum_work(tables: list[pa.Table]) -> pa.Table:
     )
 
 
-def _suspects_N(table: pa.Table, columns: dict[str, CheckedColumn]) -> npt.NDArray[np.bool_]:
+def _suspects_N(
+    table: pa.Table, columns: dict[str, CheckedColumn], *, has_refiner: bool
+) -> npt.NDArray[np.bool_]:
     """Rows that the whole-column checks cannot clear."""
     suspects_N = columns["prompt"].missing_N.copy()
+    if not has_refiner:
+        suspects_N |= columns["refiner"].values_N(np.bool_)
     for column in columns.values():
         suspects_N |= column.refused_N
     for kind in ("original", "target"):

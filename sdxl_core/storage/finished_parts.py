@@ -17,7 +17,7 @@ from sdxl_core.contract.errors import SchemaError
 from sdxl_core.contract.reject_reasons import RejectReason
 from sdxl_core.contract.samples import rejected_schema, staged_schema
 from sdxl_core.contract.seeds import row_seed
-from sdxl_core.storage.parts import PartRecord
+from sdxl_core.storage.parts import FileEntry, PartRecord
 from sdxl_core.storage.sample_parts import (
     Bucket,
     SampleFormat,
@@ -91,9 +91,7 @@ def finish_group(
                 yield bucket, samples
 
     files = write_sample_part(store, group, finished_buckets(), output_format=output_format)
-    rejected_rows = pa.concat_tables(rejected).sort_by(
-        [("source_slice", "ascending"), ("row_index", "ascending")]
-    )
+    rejected_rows = _in_source_order(rejected)
     keys.append(set(_row_keys(rejected_rows)))
     totals.append(tally_rejected(rejected_rows))
     total = add_totals(totals)
@@ -101,13 +99,25 @@ def finish_group(
         raise SchemaError(f"part {group}: a source row has two results, expected one of each row")
     data = parquet_bytes(rejected_rows, row_group_rows=1 << 16)
     files.append(write_entry(store, rejected_path(group), data))
+    return _record(group, files, total, seconds=time.monotonic() - started_s)
+
+
+def _in_source_order(rejected: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(rejected).sort_by(
+        [("source_slice", "ascending"), ("row_index", "ascending")]
+    )
+
+
+def _record(
+    group: int, files: list[FileEntry], total: SampleTotals, *, seconds: float
+) -> PartRecord:
     return PartRecord(
         part=group,
         num_rows=total.num_samples + total.num_rejected,
         num_by_status={"sample": total.num_samples, "rejected": total.num_rejected},
         num_by_reason=total.num_by_reason,
         files=tuple(files),
-        seconds=time.monotonic() - started_s,
+        seconds=seconds,
         extra={"num_source_rows": total.num_source_rows, "totals": totals_to_json(total)},
     )
 

@@ -77,9 +77,7 @@ def write_part_files(
     token = "" if committed is None else _token(table, hashes)
     if output_format == "parquet":
         container = table_path(part, token)
-        rows = [None if image is None else f"{container}#{n}" for n, image in enumerate(images)]
-        column = pa.chunked_array([pa.array(images, pa.binary())], pa.binary())
-        table = _with_places(_with_column(table, IMAGE_COLUMN, column), rows, hashes)
+        table = _with_images(table, images, hashes, container)
         return [_write(store, container, _parquet_bytes(table))]
     names = _file_names(table, images, SUFFIXES[image_format], part)
     entries: list[FileEntry] = []
@@ -99,6 +97,14 @@ def write_part_files(
         table = _with_places(table, paths, hashes, keep=committed is not None)
     entries.append(_write(store, table_path(part, token), _parquet_bytes(table)))
     return entries
+
+
+def _with_images(
+    table: pa.Table, images: Sequence[bytes | None], hashes: Sequence[str | None], container: str
+) -> pa.Table:
+    rows = [None if image is None else f"{container}#{n}" for n, image in enumerate(images)]
+    column = pa.chunked_array([pa.array(images, pa.binary())], pa.binary())
+    return _with_places(_with_column(table, IMAGE_COLUMN, column), rows, hashes)
 
 
 def read_output_table(

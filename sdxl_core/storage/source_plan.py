@@ -126,11 +126,7 @@ def plan_sources(
         SchemaError: if a table has no such columns.
         StoreError: if a store cannot be listed or a table cannot be read.
     """
-    if not urls or rows_per_slice < 1 or bytes_per_slice < 1:
-        raise ConfigError(
-            "expected at least one source, rows_per_slice >= 1 and bytes_per_slice >= 1, found "
-            f"{len(urls)}, {rows_per_slice} and {bytes_per_slice}"
-        )
+    _check_sizes(len(urls), rows_per_slice, bytes_per_slice)
     request = TableRequest(
         image=image_column,
         uri=uri_column,
@@ -145,22 +141,8 @@ def plan_sources(
     units: list[Unit] = []
     source_of_unit: list[int] = []
     for source_index, text in enumerate(urls):
-        url, weight = split_weight(text)
-        listing = list_source(url, retries=retries, timeout_s=timeout_s)
-        found_kind = detect_kind(listing) if kind == "auto" else kind
-        found = list(_units(listing, found_kind, request))
-        counts = [unit.num_rows for unit in found]
-        if not sum(unit.num_slices for unit in found):
-            raise ConfigError(f"{url}: expected a {found_kind} source, found no rows there")
-        sources.append(
-            PlannedSource(
-                url=listing.url,
-                kind=found_kind,
-                weight=weight,
-                num_slices=sum(unit.num_slices for unit in found),
-                num_rows=None if None in counts else sum(count or 0 for count in counts),
-            )
-        )
+        source, found = _plan_source(text, kind, request)
+        sources.append(source)
         units += found
         source_of_unit += [source_index] * len(found)
     _refuse_twice(units)
@@ -170,6 +152,34 @@ def plan_sources(
         first_slices=np.cumsum([0, *(unit.num_slices for unit in units)], dtype=np.int64),
         source_of_unit=np.array(source_of_unit, np.int64),
     )
+
+
+def _check_sizes(num_urls: int, rows_per_slice: int, bytes_per_slice: int) -> None:
+    if num_urls < 1 or rows_per_slice < 1 or bytes_per_slice < 1:
+        raise ConfigError(
+            "expected at least one source, rows_per_slice >= 1 and bytes_per_slice >= 1, found "
+            f"{num_urls}, {rows_per_slice} and {bytes_per_slice}"
+        )
+
+
+def _plan_source(
+    text: str, kind: SourceKind | Literal["auto"], request: TableRequest
+) -> tuple[PlannedSource, list[Unit]]:
+    url, weight = split_weight(text)
+    listing = list_source(url, retries=request.retries, timeout_s=request.timeout_s)
+    found_kind = detect_kind(listing) if kind == "auto" else kind
+    found = list(_units(listing, found_kind, request))
+    counts = [unit.num_rows for unit in found]
+    if not sum(unit.num_slices for unit in found):
+        raise ConfigError(f"{url}: expected a {found_kind} source, found no rows there")
+    source = PlannedSource(
+        url=listing.url,
+        kind=found_kind,
+        weight=weight,
+        num_slices=sum(unit.num_slices for unit in found),
+        num_rows=None if None in counts else sum(count or 0 for count in counts),
+    )
+    return source, found
 
 
 def _units(listing: Listing, kind: SourceKind, request: TableRequest) -> Iterator[Unit]:

@@ -55,13 +55,7 @@ def train(
         state_path: where weights, optimizer, average and random state are kept. If the file
             exists, training goes on from it; a finished training returns at once.
     """
-    optimizer = torch.optim.AdamW(
-        module.parameters(),
-        settings.peak_learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=1e-3,
-        fused=True,
-    )
+    optimizer = _optimizer(module, settings)
     average = WeightAverage(module, decay=settings.ema_decay)
     step = 0
     if state_path.exists():
@@ -99,6 +93,16 @@ def train(
             save_atomically(_state(module, optimizer, average, step), state_path)
     module.eval()
     return average
+
+
+def _optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        module.parameters(),
+        settings.peak_learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=1e-3,
+        fused=True,
+    )
 
 
 def _state(

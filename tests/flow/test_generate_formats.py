@@ -176,6 +176,7 @@ def num_rows_of_spans(out: str, *, after: int) -> dict[str, int]:
     return num_rows
 
 
+@pytest.mark.slow
 @EVERY_FORMAT
 def test_retry_works_on_failed_rows_only_and_leaves_what_an_undisturbed_run_leaves(
     made: Made, tmp_path: Path
@@ -205,6 +206,7 @@ def test_retry_works_on_failed_rows_only_and_leaves_what_an_undisturbed_run_leav
     assert {row["num_slots"] for row in rows.values()} >= {2}
 
 
+@pytest.mark.slow
 def test_retry_that_is_stopped_loses_nothing_and_claims_nothing(
     png_files: Made, tmp_path: Path
 ) -> None:

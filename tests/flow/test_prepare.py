@@ -176,6 +176,7 @@ def server() -> Iterator[S3Server]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_prepare_table_on_s3_gives_the_same_samples_as_the_folder(
     summary: PrepareSummary, out: Path, server: S3Server, tmp_path: Path,
@@ -194,6 +195,7 @@ def test_prepare_table_on_s3_gives_the_same_samples_as_the_folder(
     assert json.loads(log.read_text().splitlines()[-1])["num_rows"] == summary.num_rows
 
 
+@pytest.mark.slow
 def test_prepare_latents_are_those_of_the_pictures_and_text_those_of_the_captions(
     summary: PrepareSummary, folder: str, out: Path, tmp_path: Path, models: MicroModels
 ) -> None:

@@ -177,7 +177,16 @@ def num_rows_of_spans(out: str, *, after: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@EVERY_FORMAT
+# What a commit does to each format is tested without a cluster, in tests/cluster/test_writing.py.
+@pytest.mark.parametrize(
+    "made",
+    [
+        "png_files",
+        pytest.param("jpeg_parquet", marks=pytest.mark.slow),
+        pytest.param("webp_tars", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
 def test_retry_works_on_failed_rows_only_and_leaves_what_an_undisturbed_run_leaves(
     made: Made, tmp_path: Path
 ) -> None:
@@ -206,6 +215,7 @@ def test_retry_works_on_failed_rows_only_and_leaves_what_an_undisturbed_run_leav
     assert {row["num_slots"] for row in rows.values()} >= {2}
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_retry_that_is_stopped_loses_nothing_and_claims_nothing(
     png_files: Made, tmp_path: Path

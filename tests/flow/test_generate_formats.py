@@ -216,7 +216,6 @@ def test_retry_works_on_failed_rows_only_and_leaves_what_an_undisturbed_run_leav
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_retry_that_is_stopped_loses_nothing_and_claims_nothing(
     png_files: Made, tmp_path: Path
 ) -> None:

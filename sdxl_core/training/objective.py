@@ -1,5 +1,5 @@
-"""SDXL's training objective: predict the noise that was added to latents, given caption and
-micro-conditioning.
+"""SDXL's training objective: predict the noise that was added to latents (or the velocity), given
+caption and micro-conditioning.
 
 All functions are pure; randomness comes in as tensors or as a generator, so any launcher can use
 them.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_core.diffusion.schedules import NUM_TRAIN_TIMESTEPS, scaled_linear_alphas_cumprod
+from sdxl_core.nets.model import PredictionType
 
 OFFSET_NOISE = 0.05
 REFINER_TIMESTEPS = (0, 200)
@@ -71,13 +72,17 @@ def draw_noise(
     )
 
 
+def _kept_shares(draw: NoiseDraw) -> Tensor:
+    """Returns the schedule's ``a`` at each sample's timestep, of shape (B, 1, 1, 1)."""
+    device = draw.timestep_B.device
+    kept_T = torch.tensor(scaled_linear_alphas_cumprod(), dtype=torch.float32, device=device)
+    return kept_T[draw.timestep_B].reshape(-1, 1, 1, 1)
+
+
 def add_noise(latents_BCHW: Tensor, draw: NoiseDraw) -> Tensor:
     """Returns ``sqrt(a) * latents + sqrt(1 - a) * noise`` with ``a`` the schedule's share at each
     timestep."""
-    kept_T = torch.tensor(
-        scaled_linear_alphas_cumprod(), dtype=torch.float32, device=latents_BCHW.device
-    )
-    kept_B111 = kept_T[draw.timestep_B].reshape(-1, 1, 1, 1)
+    kept_B111 = _kept_shares(draw)
     return kept_B111.sqrt() * latents_BCHW + (1 - kept_B111).sqrt() * draw.noise_BCHW
 
 
@@ -114,7 +119,7 @@ def drop_captions(
     )
 
 
-def predict_noise(
+def predict(
     unet: nn.Module, batch: DiffusionBatch, noisy_BCHW: Tensor, timestep_B: Tensor
 ) -> Tensor:
     """Runs diffusers' ``UNet2DConditionModel`` on a batch."""
@@ -128,20 +133,38 @@ def predict_noise(
     return predicted_BCHW
 
 
-def diffusion_loss(
-    unet: nn.Module, batch: DiffusionBatch, draw: NoiseDraw, *, weight_T: Tensor | None = None
+def prediction_target(
+    batch: DiffusionBatch, draw: NoiseDraw, prediction_type: PredictionType
 ) -> Tensor:
-    """Mean squared error of the predicted noise, a scalar.
+    """Returns what the network should say: the noise, or the velocity
+    ``sqrt(a) * noise - sqrt(1 - a) * latents`` (arXiv:2202.00512, appendix D)."""
+    if prediction_type == "epsilon":
+        return draw.noise_BCHW
+    kept_B111 = _kept_shares(draw)
+    return kept_B111.sqrt() * draw.noise_BCHW - (1 - kept_B111).sqrt() * batch.latents_BCHW
+
+
+def diffusion_loss(
+    unet: nn.Module,
+    batch: DiffusionBatch,
+    draw: NoiseDraw,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    weight_T: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the prediction, a scalar.
 
     Args:
         unet: the network.
         batch: a batch whose captions are already dropped.
         draw: noise and timesteps.
+        prediction_type: what the network says, see ``prediction_target``.
         weight_T: weight of each of the 1000 timesteps; None is SDXL's objective, all equal.
     """
     noisy_BCHW = add_noise(batch.latents_BCHW, draw)
-    predicted_BCHW = predict_noise(unet, batch, noisy_BCHW, draw.timestep_B)
-    error_B = (predicted_BCHW.float() - draw.noise_BCHW.float()).square().flatten(1).mean(1)
+    predicted_BCHW = predict(unet, batch, noisy_BCHW, draw.timestep_B)
+    target_BCHW = prediction_target(batch, draw, prediction_type)
+    error_B = (predicted_BCHW.float() - target_BCHW.float()).square().flatten(1).mean(1)
     if weight_T is not None:
         error_B = error_B * weight_T.to(error_B.device)[draw.timestep_B]
     return error_B.mean()

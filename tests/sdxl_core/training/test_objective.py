@@ -18,7 +18,8 @@ from sdxl_core.training.objective import (
     draw_dropped_captions,
     draw_noise,
     drop_captions,
-    predict_noise,
+    predict,
+    prediction_target,
 )
 
 
@@ -110,6 +111,25 @@ def test_diffusion_loss_of_a_known_error_is_its_square() -> None:
     assert loss.item() == pytest.approx(0.25, rel=1e-5)
 
 
+def test_velocity_target_agrees_with_the_diffusers_scheduler() -> None:
+    batch = _batch()
+    draw = draw_noise(batch.latents_BCHW, generator=torch.Generator().manual_seed(1))
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    expected = scheduler.get_velocity(batch.latents_BCHW, draw.noise_BCHW, draw.timestep_B)
+    torch.testing.assert_close(prediction_target(batch, draw, "v_prediction"), expected)
+    assert prediction_target(batch, draw, "epsilon") is draw.noise_BCHW
+
+
+def test_diffusion_loss_of_a_network_that_knows_the_velocity_is_zero() -> None:
+    batch = _batch()
+    draw = draw_noise(batch.latents_BCHW)
+    oracle = _Oracle(prediction_target(batch, draw, "v_prediction"), 0.0)
+    assert diffusion_loss(oracle, batch, draw, prediction_type="v_prediction").item() == 0.0
+    assert diffusion_loss(oracle, batch, draw).item() > 0.1
+
+
 def test_diffusion_loss_weights_apply_by_timestep() -> None:
     batch = _batch(batch_size=2)
     noise_BCHW = torch.randn_like(batch.latents_BCHW)
@@ -121,14 +141,14 @@ def test_diffusion_loss_weights_apply_by_timestep() -> None:
 
 
 @pytest.mark.parametrize("preset", [TINY, TINY_REFINER], ids=lambda preset: preset.name)
-def test_predict_noise_of_a_sample_does_not_depend_on_its_neighbours(preset: ModelPreset) -> None:
+def test_predict_of_a_sample_does_not_depend_on_its_neighbours(preset: ModelPreset) -> None:
     torch.manual_seed(0)
     unet = build_unet(preset)
     batch = _batch(preset)
     timestep_B = torch.tensor([3, 100, 199])
     with torch.no_grad():
-        together = predict_noise(unet, batch, batch.latents_BCHW, timestep_B)
-        alone = predict_noise(
+        together = predict(unet, batch, batch.latents_BCHW, timestep_B)
+        alone = predict(
             unet,
             dataclasses.replace(
                 batch,

@@ -29,6 +29,10 @@ class Store(Protocol):
         """Absolute local path or ``s3://bucket/prefix``, no trailing slash."""
         ...
 
+    def __hash__(self) -> int:
+        """Stores of one place with one way to reach it are one key."""
+        ...
+
     def join(self, path: str) -> str:
         """The URL of the file at ``path``."""
         ...

@@ -193,6 +193,11 @@ def test_whole_protocol_works_on_seaweedfs(seaweed_url: str) -> None:
     assert [f.path for f in store.list()] == ["a/2"]
     assert store.read_bytes("a/2") == b"two"
     assert store.open_read("a/2").read(2) == b"tw"
+    assert [store.read_range("a/2", *span) for span in ((1, 9), (3, 4), (7, 9))] == [
+        b"wo",
+        b"",
+        b"",
+    ]
 
 
 def test_gallery_files_carry_the_type_that_a_browser_needs(moto_url: str) -> None:

@@ -1,0 +1,269 @@
+"""The global batch plan: which rows form which batch, for every rank and after every restart.
+
+A plan is a pure function of the manifest, the settings and the epoch. How many ranks there are is
+no part of it: a rank takes its slices of each batch, so one number, the batches done, is all that
+a training run must remember of its data, whatever its world size was or will be.
+
+    settings = PlanSettings(seed=0, global_batch_size=2048)
+    for batch in plan_batches(manifest_of(["s3://bucket/samples"]), settings, start=num_done):
+        for unit, row in rank_slices(batch, rank, world_size, micro_batch_size): ...
+
+Each batch is within one bucket; buckets come in random order, each as often in an epoch as it has
+batches. See ``plan_order`` for the rows of a bucket, ``plan_spans`` for the ends of epochs.
+
+Legend: B rows of a global batch.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from sdxl_core.contract.errors import ConfigError
+from sdxl_core.data.buckets import Bucket
+from sdxl_core.data.manifest import SampleManifest
+from sdxl_core.data.plan_coverage import Coverage, coverage_of
+from sdxl_core.data.plan_order import BucketStream, random_numbers
+from sdxl_core.data.plan_settings import PlanSettings, Remainder, batch_sizes
+from sdxl_core.data.plan_spans import EpochSpan, bucket_streams, epoch_spans, take_from_span
+
+__all__ = [
+    "Coverage",
+    "EpochPlan",
+    "GlobalBatch",
+    "PlanSettings",
+    "Remainder",
+    "SampleManifest",
+    "epoch_of",
+    "plan_batches",
+    "plan_epoch",
+    "rank_positions",
+    "rank_slices",
+]
+
+# The low bits of a random number give way to the number of a bucket.
+_BUCKET_BITS = np.uint64(0xFFFF)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GlobalBatch:
+    """The rows of one optimizer step over all ranks, in the plan's order.
+
+    Args:
+        index: place of the batch in its epoch, from 0.
+        epoch: from 0.
+        bucket: (height, width) of all its rows, pixels.
+        unit: number of each row's unit in the manifest, int32[B].
+        row: place of each row in its unit, from 0, int32[B].
+        visit: how often each row came in the run before, int64[B]: in place of the epoch it makes
+            seeds that differ also between the times that a row comes within one epoch.
+    """
+
+    index: int
+    epoch: int
+    bucket: Bucket
+    unit: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    visit: npt.NDArray[np.int64]
+
+    @property
+    def num_rows(self) -> int:
+        """The global batch size of its bucket."""
+        return len(self.unit)
+
+
+class EpochPlan:
+    """The batches of one epoch; made by ``plan_epoch``.
+
+    It holds some bytes for each unit and each batch, nothing for a row.
+
+    Attributes:
+        epoch: from 0.
+        buckets: of the manifest, (height, width) in pixels.
+        bucket_of_batch: place in ``buckets`` of each batch's bucket, uint16[num_batches].
+    """
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        seed: int,
+        buckets: tuple[Bucket, ...],
+        sizes: tuple[int, ...],
+        streams: list[BucketStream],
+        spans: list[EpochSpan],
+    ) -> None:
+        self.epoch = epoch
+        self.buckets = buckets
+        self._sizes = sizes
+        self._streams = streams
+        self._spans = spans
+        self.bucket_of_batch = _interleave([span.num_batches for span in spans], seed, epoch)
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches of the epoch; with ``carry`` there may be epochs without any."""
+        return len(self.bucket_of_batch)
+
+    def batch_size_of(self, bucket: Bucket) -> int:
+        """Rows in a global batch of ``bucket`` (height, width)."""
+        return self._sizes[self.buckets.index(bucket)]
+
+    def batches(self, start: int = 0) -> Iterator[GlobalBatch]:
+        """Batches ``start`` (from 0) to the last; to begin late costs no more than to begin.
+
+        Raises:
+            ConfigError: ``start`` is not within the epoch.
+        """
+        if not 0 <= start <= self.num_batches:
+            raise ConfigError(
+                f"epoch {self.epoch}: batch {start} was asked for, expected 0 to "
+                f"{self.num_batches}; is this the plan that the run was begun with?"
+            )
+        return self._batches(start)
+
+    def coverage(self) -> Coverage:
+        """How often the epoch sees the rows of each bucket."""
+        return coverage_of(self.buckets, self._sizes, self._streams, self._spans)
+
+    def _batches(self, start: int) -> Iterator[GlobalBatch]:
+        done = np.bincount(self.bucket_of_batch[:start], minlength=len(self.buckets)).tolist()
+        for index in range(start, self.num_batches):
+            number = int(self.bucket_of_batch[index])
+            stream, span, size = self._streams[number], self._spans[number], self._sizes[number]
+            rows = take_from_span(stream, span, done[number] * size, size)
+            done[number] += 1
+            yield GlobalBatch(
+                index=index,
+                epoch=self.epoch,
+                bucket=self.buckets[number],
+                unit=rows.unit,
+                row=rows.row,
+                visit=rows.visit,
+            )
+
+
+def plan_epoch(
+    manifest: SampleManifest,
+    settings: PlanSettings,
+    epoch: int,
+    *,
+    world_batch_multiple: int = 1,
+) -> EpochPlan:
+    """The plan of one epoch. Equal arguments give equal plans, everywhere and at any time.
+
+    Args:
+        manifest: what there is to train on.
+        settings: what the plan is to be like.
+        epoch: from 0.
+        world_batch_multiple: what every batch size must be a multiple of: ranks times micro-batch
+            size. With ``area_scaled_batches`` it decides sizes, hence it must stay the same
+            throughout a run, and other world sizes must divide it.
+
+    Raises:
+        ConfigError: settings that do not fit the manifest.
+    """
+    if epoch < 0:
+        raise ConfigError(f"epoch: found {epoch}, expected 0 or more")
+    buckets = manifest.buckets
+    sizes = batch_sizes(buckets, settings, world_batch_multiple=world_batch_multiple)
+    streams = bucket_streams(manifest, settings)
+    spans = epoch_spans(manifest, settings, streams, sizes, epoch)
+    return EpochPlan(
+        epoch=epoch,
+        seed=settings.seed,
+        buckets=buckets,
+        sizes=sizes,
+        streams=streams,
+        spans=spans,
+    )
+
+
+def epoch_of(
+    manifest: SampleManifest,
+    settings: PlanSettings,
+    num_done: int,
+    *,
+    world_batch_multiple: int = 1,
+) -> tuple[int, int]:
+    """Where a run stands that has done ``num_done`` global batches: its epoch, and the place in it.
+
+    The place is that of the next batch, never the end of an epoch.
+
+    Raises:
+        ConfigError: settings that do not fit the manifest.
+    """
+    sizes = batch_sizes(manifest.buckets, settings, world_batch_multiple=world_batch_multiple)
+    streams = bucket_streams(manifest, settings)
+    epoch = 0
+    while True:
+        spans = epoch_spans(manifest, settings, streams, sizes, epoch)
+        num_batches = sum(span.num_batches for span in spans)
+        if num_done < num_batches:
+            return epoch, num_done
+        epoch, num_done = epoch + 1, num_done - num_batches
+
+
+def plan_batches(
+    manifest: SampleManifest,
+    settings: PlanSettings,
+    *,
+    start: int = 0,
+    world_batch_multiple: int = 1,
+) -> Iterator[GlobalBatch]:
+    """Batches without an end, epoch after epoch, after the first ``start``.
+
+    Raises:
+        ConfigError: settings that do not fit the manifest.
+    """
+    epoch, index = epoch_of(manifest, settings, start, world_batch_multiple=world_batch_multiple)
+    while True:
+        plan = plan_epoch(manifest, settings, epoch, world_batch_multiple=world_batch_multiple)
+        yield from plan.batches(index)
+        epoch, index = epoch + 1, 0
+
+
+def rank_positions(num_rows: int, rank: int, world_size: int, micro_batch_size: int) -> list[slice]:
+    """Which rows of a global batch one rank takes, a slice for each accumulation step.
+
+    In step ``a`` the ranks take ``world_size * micro_batch_size`` rows that lie side by side.
+
+    Raises:
+        ConfigError: the ranks cannot share ``num_rows`` rows evenly, or there is no such rank.
+    """
+    step_rows = world_size * micro_batch_size
+    if not (0 <= rank < world_size and micro_batch_size >= 1):
+        raise ConfigError(
+            f"found rank {rank} of {world_size} and a micro-batch of {micro_batch_size} rows, "
+            "expected a rank below the world size and at least 1 row"
+        )
+    if num_rows % step_rows:
+        raise ConfigError(
+            f"a global batch of {num_rows} rows cannot be shared by {world_size} ranks with "
+            f"micro-batches of {micro_batch_size}: expected a multiple of {step_rows}; change the "
+            "number of ranks or the micro-batch size, the batch is part of the run"
+        )
+    first = rank * micro_batch_size
+    return [slice(a, a + micro_batch_size) for a in range(first, num_rows, step_rows)]
+
+
+def rank_slices(
+    batch: GlobalBatch, rank: int, world_size: int, micro_batch_size: int
+) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+    """The micro-batches of one rank, in their order: (unit, row), each int32[micro_batch_size].
+
+    Raises:
+        ConfigError: as ``rank_positions``.
+    """
+    positions = rank_positions(batch.num_rows, rank, world_size, micro_batch_size)
+    return [(batch.unit[chosen], batch.row[chosen]) for chosen in positions]
+
+
+def _interleave(num_batches: list[int], seed: int, epoch: int) -> npt.NDArray[np.uint16]:
+    """Draws from all batches without replacement until none is left; a bucket's number for each."""
+    drawn = random_numbers(f"buckets {seed} {epoch}", sum(num_batches))
+    drawn &= ~_BUCKET_BITS
+    drawn |= np.repeat(np.arange(len(num_batches), dtype=np.uint64), num_batches)
+    drawn.sort()
+    return (drawn & _BUCKET_BITS).astype(np.uint16)

@@ -1,0 +1,111 @@
+"""Which rows of its stream an epoch takes from each bucket, and how many batches they make."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from sdxl_core.contract.errors import ConfigError
+from sdxl_core.data.manifest import SampleManifest
+from sdxl_core.data.plan_order import BucketStream, PlannedRows, join_rows
+from sdxl_core.data.plan_settings import SHARE_ONE, PlanSettings, bucket_shares, is_left_out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochSpan:
+    """What one epoch takes from one bucket's stream.
+
+    ``num_rows`` positions from ``first`` on are its own. Batches that need more than those begin
+    again at ``first`` (``remainder="repeat"``).
+    """
+
+    first: int
+    num_rows: int
+    num_batches: int
+
+
+def bucket_streams(manifest: SampleManifest, settings: PlanSettings) -> list[BucketStream]:
+    """A stream for each bucket of ``manifest``, in its order."""
+    order_U = np.argsort(manifest.unit_bucket, kind="stable").astype(np.int32)
+    bounds = np.cumsum(np.bincount(manifest.unit_bucket, minlength=len(manifest.buckets)))[:-1]
+    return [
+        BucketStream(
+            seed=settings.seed,
+            bucket=bucket,
+            unit_U=units,
+            rows_U=manifest.unit_rows[units],
+            dataset_U=manifest.unit_dataset[units],
+            dataset_weights=manifest.dataset_weights,
+            window_units=settings.window_units,
+        )
+        for bucket, units in zip(manifest.buckets, np.split(order_U, bounds), strict=True)
+    ]
+
+
+def epoch_spans(
+    manifest: SampleManifest,
+    settings: PlanSettings,
+    streams: Sequence[BucketStream],
+    sizes: Sequence[int],
+    epoch: int,
+) -> list[EpochSpan]:
+    """What epoch ``epoch`` (from 0) takes from each stream, cut into batches of ``sizes`` rows.
+
+    Raises:
+        ConfigError: bucket weights that do not fit the manifest, or no batch at all with ``drop``.
+    """
+    starts, stops = (_rows_before(manifest, settings, streams, e) for e in (epoch, epoch + 1))
+    spans = []
+    for start, stop, size in zip(starts, stops, sizes, strict=True):
+        num_rows = stop - start
+        if settings.remainder == "carry":
+            first, num_batches = start // size * size, stop // size - start // size
+            num_rows = num_batches * size
+        elif settings.remainder == "drop":
+            first, num_batches = start, num_rows // size
+        else:
+            first, num_batches = start, -(-num_rows // size)
+        spans.append(EpochSpan(first=first, num_rows=num_rows, num_batches=num_batches))
+    if settings.remainder == "drop" and not any(span.num_batches for span in spans):
+        raise ConfigError(
+            f"epoch {epoch}: none of {len(spans)} buckets has rows for one batch of {min(sizes)}, "
+            f"of {manifest.num_rows} rows in all; make global_batch_size smaller, merge buckets, "
+            'or choose remainder = "carry" or "repeat"'
+        )
+    return spans
+
+
+def take_from_span(stream: BucketStream, span: EpochSpan, start: int, count: int) -> PlannedRows:
+    """``count`` rows from ``start`` on, counted from the beginning of the epoch."""
+    pieces = []
+    for num_wraps, position, num_rows in _pieces(span, start, count):
+        rows = stream.take(position, num_rows)
+        # A row that fills up a batch is drawn anew: its noise is not that of its first time.
+        pieces.append(rows._replace(visit=rows.visit + (num_wraps << 32)) if num_wraps else rows)
+    return join_rows(pieces)
+
+
+def _pieces(span: EpochSpan, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+    while count:
+        num_wraps, local = divmod(start, span.num_rows)
+        num_rows = min(count, span.num_rows - local)
+        yield num_wraps, span.first + local, num_rows
+        start, count = start + num_rows, count - num_rows
+
+
+def _rows_before(
+    manifest: SampleManifest,
+    settings: PlanSettings,
+    streams: Sequence[BucketStream],
+    epoch: int,
+) -> list[int]:
+    """How many rows of each stream belong to the epochs before ``epoch``."""
+    per_pass = [stream.rows_per_pass for stream in streams]
+    shares = bucket_shares(manifest.buckets, per_pass, settings)
+    rows = [
+        0 if is_left_out(bucket, settings) else stream.rows_before(epoch)
+        for bucket, stream in zip(manifest.buckets, streams, strict=True)
+    ]
+    if shares is None:
+        return rows
+    return [sum(rows) * share // SHARE_ONE for share in shares]

@@ -9,6 +9,7 @@ decoder goes on alone), ``base``, ``refiner``, ``export`` (float16, diffusers fo
 """
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,7 @@ from sdxl_core.nets.weights import export_model
 from sdxl_core.training.contrastive import ImageTower
 from sdxl_core.training.loop import LoopSettings
 from sdxl_core.training.scene_autoencoder import train_autoencoder, train_decoder
-from sdxl_core.training.scene_denoiser import train_denoiser
+from sdxl_core.training.scene_denoiser import PREDICTION_TYPE, train_denoiser
 from sdxl_core.training.scene_latents import (
     TRAINING_BUCKETS,
     LatentShard,
@@ -119,7 +120,7 @@ def run_decoder(work: Path) -> None:
 def run_denoiser(work: Path, preset: ModelPreset) -> None:
     """Stages ``base`` and ``refiner``."""
     if preset.kind == "base":
-        settings = LoopSettings(num_steps=3600, peak_learning_rate=8e-4)
+        settings = LoopSettings(num_steps=5000, peak_learning_rate=8e-4)
     else:
         settings = LoopSettings(num_steps=600, peak_learning_rate=1e-3)
     shards = load_latents(work, spoilt=preset.kind == "refiner")
@@ -137,7 +138,8 @@ def run_export(work: Path, out: Path) -> None:
         networks["text_encoder_2"] = encoders.text_2
         if preset.text_1 is not None:
             networks["text_encoder"] = encoders.text_1
-        export_model(model_of(preset, networks), out / preset.name, dtype=torch.float16)
+        model = dataclasses.replace(model_of(preset, networks), prediction_type=PREDICTION_TYPE)
+        export_model(model, out / preset.name, dtype=torch.float16)
 
 
 def main() -> None:

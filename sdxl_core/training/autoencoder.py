@@ -79,23 +79,30 @@ def autoencoder_loss(
 
 @torch.no_grad()
 def standardise_latents(
-    autoencoder: AutoencoderKL, mean_C: Tensor, std_C: Tensor, *, scaling_factor: float
+    autoencoder: AutoencoderKL,
+    mean_C: Tensor,
+    std_C: Tensor,
+    *,
+    scaling_factor: float,
+    spread: float = 1.0,
 ) -> None:
-    """Gives every latent channel mean 0 and standard deviation ``1 / scaling_factor``, exactly
+    """Gives every latent channel mean 0 and standard deviation ``spread / scaling_factor``, exactly
     undone in the decoder.
 
     A shift and a scale per channel are folded into the two 1 x 1 convolutions around the latents,
-    so pictures do not change and ``scaling_factor * latents`` has unit variance, as diffusion
-    training wants it.
+    so pictures do not change and ``scaling_factor * latents`` has the standard deviation
+    ``spread``.
 
     Args:
         autoencoder: diffusers' ``AutoencoderKL``, changed in place.
         mean_C: mean of each latent channel as measured over pictures.
         std_C: standard deviation of each latent channel.
         scaling_factor: the factor that the configuration names.
+        spread: 1 suits photographs. Flat pictures of few latent cells stay visible in stronger
+            noise; a smaller spread lets the noise of the fixed schedule hide them.
     """
     channels = len(mean_C)
-    scale_C = 1.0 / (scaling_factor * std_C)
+    scale_C = spread / (scaling_factor * std_C)
     quant, post_quant = autoencoder.quant_conv, autoencoder.post_quant_conv
     quant.weight[:channels] *= scale_C[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean_C) * scale_C

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdxl_core.data.scene_captions import parse_caption
 from sdxl_core.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from sdxl_core.nets.build import AttnProcessor, UNet2DConditionModel, build_unet
+from sdxl_core.nets.model import PredictionType
 from sdxl_core.nets.presets import ModelKind, ModelPreset
 from sdxl_core.nets.text import encode_text_1, encode_text_2
 from sdxl_core.nets.tokenizer import PAD_ID_TEXT_1, PAD_ID_TEXT_2, tokenize
@@ -24,15 +26,21 @@ from sdxl_core.training.objective import (
     draw_dropped_captions,
     draw_noise,
     drop_captions,
-    layout_weights,
 )
 from sdxl_core.training.scene_latents import LatentShard
 from sdxl_core.training.scene_text import TextEncoders
 
 CAPTION_DROPOUT = 0.1
-# Share of the base's steps under ``layout_weights``: places and colours first, then, with the plain
-# objective, the shapes.
-LAYOUT_SHARE = 0.55
+# Where noise hides everything, the velocity is the picture itself and its loss counts fully there;
+# the loss of the predicted noise hardly counts there, and a short training never learns layouts.
+PREDICTION_TYPE: PredictionType = "v_prediction"
+# The base's first steps see only captions that say where things are, at levels where noise hides
+# it. Without them the words for places stay unread: they mean nothing without a place and a place
+# means nothing without them, so the plain mixture of captions and levels gives no first gradient.
+PLACES_SHARE = 0.15
+PLACES_TIMESTEPS = (400, NUM_TRAIN_TIMESTEPS)
+# How much more often the rare captions are drawn in which one object has a place.
+PLACED_WEIGHT = 2.5
 _ENCODED_AT_ONCE = 256
 
 
@@ -43,6 +51,26 @@ class EncodedShard:
     latents: LatentShard
     states_NTD: Tensor
     pooled_NP: Tensor
+    weight_N: Tensor
+    """How often each sample is drawn, relative to the others."""
+    place_weight_N: Tensor
+    """The same while places are learnt: 0 for captions that name none."""
+
+
+def encode_shard(encoders: TextEncoders, shard: LatentShard, *, kind: ModelKind) -> EncodedShard:
+    """Encodes a shard's captions and says how often each sample is drawn."""
+    states_NTD, pooled_NP = encode_captions(encoders, shard.captions, kind=kind)
+    said = [parse_caption(caption) for caption in shard.captions]
+    placed_N = torch.tensor([bool(one and one.position) for one in said])
+    related_N = torch.tensor([bool(one and one.relation) for one in said])
+    weight_N = torch.where(placed_N, PLACED_WEIGHT, 1.0)
+    return EncodedShard(
+        latents=shard,
+        states_NTD=states_NTD,
+        pooled_NP=pooled_NP,
+        weight_N=weight_N,
+        place_weight_N=weight_N * (placed_N | related_N),
+    )
 
 
 @torch.no_grad()
@@ -68,12 +96,19 @@ def encode_captions(
 
 
 def draw_batch(
-    shards: Sequence[EncodedShard], *, batch_size: int, kind: ModelKind, scaling_factor: float
+    shards: Sequence[EncodedShard],
+    *,
+    batch_size: int,
+    kind: ModelKind,
+    scaling_factor: float,
+    places_only: bool = False,
 ) -> DiffusionBatch:
-    """Draws a batch of one bucket: a shard by its size, then samples of it with replacement."""
+    """Draws a batch of one bucket: a shard by its size, then samples of it with replacement by
+    their weights."""
     sizes = torch.tensor([float(len(shard.latents.captions)) for shard in shards])
     shard = shards[int(torch.multinomial(sizes, 1))]
-    chosen_B = torch.randint(len(shard.latents.captions), (batch_size,))
+    weight_N = shard.place_weight_N if places_only else shard.weight_N
+    chosen_B = torch.multinomial(weight_N, batch_size, replacement=True)
     latents = shard.latents
     base = kind == "base"
     return DiffusionBatch(
@@ -107,32 +142,32 @@ def train_denoiser(
         batch_size: samples in a step.
     """
     kind = preset.kind
-    encoded = [
-        EncodedShard(latents=shard, states_NTD=states_NTD, pooled_NP=pooled_NP)
-        for shard in shards
-        for states_NTD, pooled_NP in [encode_captions(encoders, shard.captions, kind=kind)]
-    ]
+    encoded = [encode_shard(encoders, shard, kind=kind) for shard in shards]
     unet = build_unet(preset)
     # On a CPU the plain products train a third faster than the fused kernel at these sizes.
     unet.set_attn_processor(AttnProcessor())
-    empty, weight_T, timesteps = None, layout_weights(), (0, NUM_TRAIN_TIMESTEPS)
+    empty, timesteps = None, (0, NUM_TRAIN_TIMESTEPS)
     if kind == "refiner":
         states_1TD, pooled_1P = encode_captions(encoders, [""], kind=kind)
         empty = (states_1TD[0].float(), pooled_1P[0].float())
         timesteps = REFINER_TIMESTEPS
 
     def loss_at(step: int) -> Tensor:
-        layout = kind == "base" and step < LAYOUT_SHARE * settings.num_steps
+        places = kind == "base" and step < PLACES_SHARE * settings.num_steps
         batch = draw_batch(
-            encoded, batch_size=batch_size, kind=kind, scaling_factor=preset.vae.scaling_factor
+            encoded,
+            batch_size=batch_size,
+            kind=kind,
+            scaling_factor=preset.vae.scaling_factor,
+            places_only=places,
         )
         dropped_B = draw_dropped_captions(batch_size, share=CAPTION_DROPOUT)
-        draw = draw_noise(batch.latents_BCHW, timesteps=timesteps)
+        draw = draw_noise(batch.latents_BCHW, timesteps=PLACES_TIMESTEPS if places else timesteps)
         return diffusion_loss(
             unet,
             drop_captions(batch, dropped_B, empty),
             draw,
-            weight_T=weight_T if layout else None,
+            prediction_type=PREDICTION_TYPE,
         )
 
     average = train(unet, loss_at, settings=settings, state_path=work / f"{preset.name}.pt")

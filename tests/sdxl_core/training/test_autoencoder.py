@@ -24,7 +24,7 @@ def test_autoencoder_loss_is_the_weighted_sum_of_its_parts() -> None:
     loss.total.backward()
 
 
-def test_standardise_latents_gives_unit_variance_and_keeps_the_pictures() -> None:
+def test_standardise_latents_gives_the_asked_spread_and_keeps_the_pictures() -> None:
     torch.manual_seed(0)
     vae = build_vae(TINY)
     images_BCHW = torch.rand(8, 3, 64, 64) * 2 - 1
@@ -32,13 +32,13 @@ def test_standardise_latents_gives_unit_variance_and_keeps_the_pictures() -> Non
         before = vae.encode(images_BCHW).latent_dist
         decoded = vae.decode(before.mean).sample
         mean_C, std_C = before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3))
-        standardise_latents(vae, mean_C, std_C, scaling_factor=0.25)
+        standardise_latents(vae, mean_C, std_C, scaling_factor=0.25, spread=0.4)
         after = vae.encode(images_BCHW).latent_dist
         torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
         torch.testing.assert_close(
-            0.25 * after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0
+            0.25 * after.mean.std((0, 2, 3)), torch.full((4,), 0.4), atol=1e-3, rtol=0
         )
         torch.testing.assert_close(
-            after.std / before.std, (4 / std_C)[None, :, None, None].expand_as(before.std)
+            after.std / before.std, (1.6 / std_C)[None, :, None, None].expand_as(before.std)
         )
         torch.testing.assert_close(vae.decode(after.mean).sample, decoded, atol=1e-3, rtol=1e-3)

@@ -1,12 +1,14 @@
 """What the embedded UNets are fed."""
 
+import re
+
 import pytest
 import torch
 
 from sdxl_core.nets.build import build_text_1, build_text_2, build_vae
 from sdxl_core.nets.presets import TINY, TINY_REFINER, ModelPreset
 from sdxl_core.training.contrastive import ImageTower
-from sdxl_core.training.scene_denoiser import EncodedShard, draw_batch, encode_captions
+from sdxl_core.training.scene_denoiser import draw_batch, encode_captions, encode_shard
 from sdxl_core.training.scene_latents import encode_scenes
 from sdxl_core.training.scene_text import TextEncoders, content_scale, give_states_unit_scale
 
@@ -34,8 +36,8 @@ def test_draw_batch_keeps_caption_and_conditioning_together(
 ) -> None:
     torch.manual_seed(0)
     shard = encode_scenes(build_vae(TINY), bucket=(128, 128), num_samples=6, seed=0)
-    states_NTD, pooled_NP = encode_captions(encoders, shard.captions, kind=preset.kind)
-    encoded = EncodedShard(latents=shard, states_NTD=states_NTD, pooled_NP=pooled_NP)
+    encoded = encode_shard(encoders, shard, kind=preset.kind)
+    states_NTD, pooled_NP = encoded.states_NTD, encoded.pooled_NP
     batch = draw_batch([encoded], batch_size=8, kind=preset.kind, scaling_factor=1.0)
     ids_N = shard.size_ids_N6 if preset.kind == "base" else shard.refiner_ids(torch.arange(6))
     for row in range(8):
@@ -46,6 +48,25 @@ def test_draw_batch_keeps_caption_and_conditioning_together(
             for i in sources
         )
     assert batch.time_ids_BN.dtype == torch.float32
+
+
+def test_draw_batch_of_places_only_draws_captions_that_say_where_things_are(
+    encoders: TextEncoders,
+) -> None:
+    torch.manual_seed(0)
+    shard = encode_scenes(build_vae(TINY), bucket=(128, 128), num_samples=24, seed=0)
+    encoded = encode_shard(encoders, shard, kind="base")
+    batch = draw_batch([encoded], batch_size=64, kind="base", scaling_factor=1.0, places_only=True)
+    placing = re.compile(r"left|right|top|bottom|center|above|below")
+    drawn = {
+        caption
+        for states_TD in batch.states_BTD
+        for caption, own_TD in zip(shard.captions, encoded.states_NTD, strict=True)
+        if torch.equal(own_TD.float(), states_TD)
+    }
+    assert drawn
+    assert all(placing.search(caption) for caption in drawn)
+    assert any(not placing.search(caption) for caption in shard.captions)
 
 
 def test_give_states_unit_scale_makes_words_spread_by_one(encoders: TextEncoders) -> None:

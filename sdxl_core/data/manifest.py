@@ -1,10 +1,10 @@
 """What there is to train on: the units of finished samples datasets, as arrays.
 
-A unit is the smallest thing that is read whole: a row group of a parquet file, or a run of samples
-of a tar. All samples of a unit are in one bucket. A manifest holds some 20 bytes for each unit and
-nothing for a row, so a hundred million rows are some tens of megabytes.
+A unit is the smallest thing that is read whole (``storage.sample_reading.read_unit``): a row group
+of a parquet file, or a tar. All samples of a unit are in one bucket. A manifest holds some 20 bytes
+for each unit and nothing for a row, so a hundred million rows are some tens of megabytes.
 
-Legend: U units.
+Legend: U units, F files.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import numpy.typing as npt
 
 from sdxl_core.contract.errors import ConfigError, SchemaError
 from sdxl_core.data.buckets import Bucket
+from sdxl_core.storage.sample_units import list_sample_units
+from sdxl_core.storage.stores import open_store
 
 MAX_BUCKETS = 1 << 16
 _DTYPES = {
@@ -44,6 +47,8 @@ class SampleManifest:
         unit_dataset: number of its dataset, int16[U].
         dataset_weights: how often a row of each dataset is seen in one pass, on average; > 0. With
             0.5 half of the dataset's units are in a pass, and the others in the next one.
+        dataset_digests: of the contents of each dataset's files. With them the digest of the
+            manifest does not depend on where the files lie.
 
     Raises:
         SchemaError: arrays that do not fit one another.
@@ -58,6 +63,7 @@ class SampleManifest:
     unit_rows: npt.NDArray[np.int32]
     unit_dataset: npt.NDArray[np.int16]
     dataset_weights: tuple[float, ...] = (1.0,)
+    dataset_digests: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for number, weight in enumerate(self.dataset_weights):
@@ -103,13 +109,68 @@ class SampleManifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over all of it, lower-case hex: equal digests mean equal plans."""
+        """SHA-256 in lower-case hex: with equal digests, equal plans give equal samples."""
         sha = hashlib.sha256()
-        head = [self.buckets, [repr(float(weight)) for weight in self.dataset_weights], self.files]
+        content = self.dataset_digests or self.files
+        head = [self.buckets, [repr(float(weight)) for weight in self.dataset_weights], content]
         sha.update(json.dumps(head).encode())
         for name, dtype in _DTYPES.items():
             sha.update(np.ascontiguousarray(getattr(self, name)).astype(dtype).astype("<i4").data)
         return sha.hexdigest()
+
+
+def manifest_of(
+    urls: Sequence[str], weights: Sequence[float] | None = None, *, retries: int = 6
+) -> SampleManifest:
+    """The manifest of finished samples datasets; nothing but commit records and footers is read.
+
+    Args:
+        urls: outputs of ``sdxl prepare``, local or ``s3://``, each once.
+        weights: how often a row of each is seen in a pass, on average; > 0, default 1.
+        retries: how often a passing failure of a store is tried again.
+
+    Raises:
+        ConfigError: no dataset, one twice, or weights that do not fit.
+        SchemaError: a dataset is not finished, damaged, or empty.
+        StoreError: a file cannot be read; the message names it.
+    """
+    weights = [1.0] * len(urls) if weights is None else weights
+    stores = [open_store(url, retries=retries) for url in urls]
+    places = [store.url for store in stores]
+    if not stores or len(set(places)) < len(places) or len(weights) != len(places):
+        raise ConfigError(
+            f"samples: found {places} with the weights {list(weights)}, expected at least one "
+            "dataset, each once and with one weight; to see one more often, give it a larger weight"
+        )
+    found = [list_sample_units(store) for store in stores]
+    for place, units in zip(places, found, strict=True):
+        if not len(units.rows_U):
+            raise SchemaError(f"{place}: found no samples, every row was rejected; see its report")
+    file_bucket = [bucket for units in found for bucket in units.file_bucket]
+    buckets = tuple(sorted(set(file_bucket)))
+    numbers = {bucket: number for number, bucket in enumerate(buckets)}
+    bucket_F = np.array([numbers[bucket] for bucket in file_bucket], np.int32)
+    first_file = np.cumsum([0, *(len(units.files) for units in found)], dtype=np.int32)
+    unit_file = np.concatenate(
+        [units.file_U + first for units, first in zip(found, first_file, strict=False)]
+    )
+    return SampleManifest(
+        buckets=buckets,
+        files=tuple(
+            store.join(path)
+            for store, units in zip(stores, found, strict=True)
+            for path in units.files
+        ),
+        unit_bucket=bucket_F[unit_file],
+        unit_file=unit_file,
+        unit_index=np.concatenate([units.index_U for units in found]),
+        unit_rows=np.concatenate([units.rows_U for units in found]),
+        unit_dataset=np.repeat(
+            np.arange(len(found), dtype=np.int16), [len(units.rows_U) for units in found]
+        ),
+        dataset_weights=tuple(map(float, weights)),
+        dataset_digests=tuple(units.digest for units in found),
+    )
 
 
 def _check_range(name: str, array: npt.NDArray[Any], least: int, limit: int) -> None:

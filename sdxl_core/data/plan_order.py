@@ -34,7 +34,8 @@ class PlannedRows(NamedTuple):
 
     def part(self, start: int, stop: int) -> "PlannedRows":
         """Rows ``start`` to ``stop`` (excluded); nothing is copied."""
-        return PlannedRows(*(array[start:stop] for array in self))
+        chosen = slice(start, stop)
+        return PlannedRows(self.unit[chosen], self.row[chosen], self.visit[chosen])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -25,9 +25,9 @@ REFINER_TIMESTEPS = (0, 200)
 class DiffusionBatch:
     """One batch of one bucket.
 
-    ``latents_BCHW`` are scaled to unit variance. ``time_ids_BN`` is float32: for the base (original
-    height, original width, crop top, crop left, target height, target width) in pixels, for the
-    refiner (original height, original width, crop top, crop left, aesthetic score).
+    ``latents_BCHW`` are scaled by the autoencoder's factor. ``time_ids_BN`` is float32: for the
+    base (original height, original width, crop top, crop left, target height, target width) in
+    pixels, for the refiner (original height, original width, crop top, crop left, aesthetic score).
     """
 
     latents_BCHW: Tensor
@@ -72,17 +72,25 @@ def draw_noise(
     )
 
 
-def _kept_shares(draw: NoiseDraw) -> Tensor:
+def _kept_shares(draw: NoiseDraw, kept_T: Tensor | None) -> Tensor:
     """Returns the schedule's ``a`` at each sample's timestep, of shape (B, 1, 1, 1)."""
-    device = draw.timestep_B.device
-    kept_T = torch.tensor(scaled_linear_alphas_cumprod(), dtype=torch.float32, device=device)
+    if kept_T is None:
+        device = draw.timestep_B.device
+        kept_T = torch.tensor(scaled_linear_alphas_cumprod(), dtype=torch.float32, device=device)
     return kept_T[draw.timestep_B].reshape(-1, 1, 1, 1)
 
 
-def add_noise(latents_BCHW: Tensor, draw: NoiseDraw) -> Tensor:
+def add_noise(latents_BCHW: Tensor, draw: NoiseDraw, kept_T: Tensor | None = None) -> Tensor:
     """Returns ``sqrt(a) * latents + sqrt(1 - a) * noise`` with ``a`` the schedule's share at each
-    timestep."""
-    kept_B111 = _kept_shares(draw)
+    timestep.
+
+    Args:
+        latents_BCHW: clean, float32.
+        draw: noise and timesteps.
+        kept_T: the share ``a`` of each of the 1000 timesteps, float32, on the latents' device (see
+            ``noise_levels.kept_shares``); None is SDXL's, copied to the device on every call.
+    """
+    kept_B111 = _kept_shares(draw, kept_T)
     return kept_B111.sqrt() * latents_BCHW + (1 - kept_B111).sqrt() * draw.noise_BCHW
 
 
@@ -120,28 +128,75 @@ def drop_captions(
 
 
 def predict(
-    unet: nn.Module, batch: DiffusionBatch, noisy_BCHW: Tensor, timestep_B: Tensor
+    unet: nn.Module,
+    batch: DiffusionBatch,
+    noisy_BCHW: Tensor,
+    timestep_B: Tensor,
+    *,
+    network_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Runs diffusers' ``UNet2DConditionModel`` on a batch."""
+    """Runs diffusers' ``UNet2DConditionModel`` on a batch.
+
+    Args:
+        unet: the network, or a launcher's wrapper of it.
+        batch: text and numbers.
+        noisy_BCHW: its noisy latents.
+        timestep_B: int64.
+        network_dtype: latents and text are given in this dtype, that of the network's weights; None
+            gives them as they are. The numbers stay float32: in bfloat16 a side of 1333 px would be
+            1336.
+    """
     predicted_BCHW: Tensor = unet(
-        noisy_BCHW,
+        noisy_BCHW.to(dtype=network_dtype),
         timestep_B,
-        encoder_hidden_states=batch.states_BTD,
-        added_cond_kwargs={"text_embeds": batch.pooled_BP, "time_ids": batch.time_ids_BN},
+        encoder_hidden_states=batch.states_BTD.to(dtype=network_dtype),
+        added_cond_kwargs={
+            "text_embeds": batch.pooled_BP.to(dtype=network_dtype),
+            "time_ids": batch.time_ids_BN,
+        },
         return_dict=False,
     )[0]
     return predicted_BCHW
 
 
 def prediction_target(
-    batch: DiffusionBatch, draw: NoiseDraw, prediction_type: PredictionType
+    batch: DiffusionBatch,
+    draw: NoiseDraw,
+    prediction_type: PredictionType,
+    kept_T: Tensor | None = None,
 ) -> Tensor:
     """Returns what the network should say: the noise, or the velocity
     ``sqrt(a) * noise - sqrt(1 - a) * latents`` (arXiv:2202.00512, appendix D)."""
     if prediction_type == "epsilon":
         return draw.noise_BCHW
-    kept_B111 = _kept_shares(draw)
+    kept_B111 = _kept_shares(draw, kept_T)
     return kept_B111.sqrt() * draw.noise_BCHW - (1 - kept_B111).sqrt() * batch.latents_BCHW
+
+
+def sample_errors(
+    unet: nn.Module,
+    batch: DiffusionBatch,
+    draw: NoiseDraw,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    kept_T: Tensor | None = None,
+    network_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Mean squared error of each sample's prediction, float32 of shape (B); the host waits for
+    nothing.
+
+    Args:
+        unet: the network.
+        batch: a batch whose captions are already dropped.
+        draw: noise and timesteps.
+        prediction_type: what the network says, see ``prediction_target``.
+        kept_T: see ``add_noise``.
+        network_dtype: see ``predict``.
+    """
+    noisy_BCHW = add_noise(batch.latents_BCHW, draw, kept_T)
+    predicted_BCHW = predict(unet, batch, noisy_BCHW, draw.timestep_B, network_dtype=network_dtype)
+    target_BCHW = prediction_target(batch, draw, prediction_type, kept_T)
+    return (predicted_BCHW.float() - target_BCHW.float()).square().flatten(1).mean(1)
 
 
 def diffusion_loss(
@@ -161,10 +216,7 @@ def diffusion_loss(
         prediction_type: what the network says, see ``prediction_target``.
         weight_T: weight of each of the 1000 timesteps; None is SDXL's objective, all equal.
     """
-    noisy_BCHW = add_noise(batch.latents_BCHW, draw)
-    predicted_BCHW = predict(unet, batch, noisy_BCHW, draw.timestep_B)
-    target_BCHW = prediction_target(batch, draw, prediction_type)
-    error_B = (predicted_BCHW.float() - target_BCHW.float()).square().flatten(1).mean(1)
+    error_B = sample_errors(unet, batch, draw, prediction_type=prediction_type)
     if weight_T is not None:
         error_B = error_B * weight_T.to(error_B.device)[draw.timestep_B]
     return error_B.mean()

@@ -109,8 +109,9 @@ def resize(
     # The filter's places follow the scale; the result can be a pixel longer than wanted.
     fits = extent == (height, width)
     scale = tuple(wanted / had * (1 + 1e-12) for wanted, had in zip(size, extent, strict=True))
+    pixels_1HWC = torch.from_numpy(np.require(pixels_HWC, requirements=["C", "W"]))[None]
     resized_1CHW = torch.nn.functional.interpolate(
-        torch.from_numpy(np.require(pixels_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None],
+        pixels_1HWC.permute(0, 3, 1, 2),  # "channels last" to torch: it need not rearrange pixels
         size=size if fits else None,
         scale_factor=None if fits else scale,
         mode="bicubic",

@@ -50,8 +50,9 @@ def perceptual_hash(rgb_HWC: npt.NDArray[np.uint8]) -> int:
     Args:
         rgb_HWC: uint8, of any size. Sizes and qualities of the same picture change few bits.
     """
+    rgb_1HWC = torch.from_numpy(np.require(rgb_HWC, requirements=["C", "W"]))[None]
     small_1CHW = torch.nn.functional.interpolate(
-        torch.from_numpy(np.require(rgb_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None],
+        rgb_1HWC.permute(0, 3, 1, 2),
         size=(_SIDE, _SIDE),
         mode="bilinear",
         align_corners=False,

@@ -10,7 +10,6 @@ a training run must remember of its data, whatever its world size was or will be
 
 Each batch is within one bucket; buckets come in random order, each as often in an epoch as it has
 batches. See ``plan_order`` for the rows of a bucket, ``plan_spans`` for the ends of epochs.
-
 """
 
 from collections.abc import Iterator
@@ -23,9 +22,9 @@ from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.manifest import SampleManifest, manifest_of
 from sdxl_core.data.plan_batch import GlobalBatch, rank_positions, rank_slices
 from sdxl_core.data.plan_coverage import Coverage, coverage_of
-from sdxl_core.data.plan_order import BucketStream, random_numbers
-from sdxl_core.data.plan_settings import PlanSettings, Remainder, batch_sizes
-from sdxl_core.data.plan_spans import EpochSpan, bucket_streams, epoch_spans, take_from_span
+from sdxl_core.data.plan_order import random_numbers
+from sdxl_core.data.plan_settings import PlanSettings, Remainder
+from sdxl_core.data.plan_spans import PlanParts, epoch_spans, plan_parts, take_from_span
 
 __all__ = [
     "Coverage",
@@ -57,22 +56,13 @@ class EpochPlan:
         bucket_of_batch: place in ``buckets`` of each batch's bucket, uint16[num_batches].
     """
 
-    def __init__(
-        self,
-        *,
-        epoch: int,
-        seed: int,
-        buckets: tuple[Bucket, ...],
-        sizes: tuple[int, ...],
-        streams: list[BucketStream],
-        spans: list[EpochSpan],
-    ) -> None:
+    def __init__(self, parts: PlanParts, epoch: int) -> None:
         self.epoch = epoch
-        self.buckets = buckets
-        self._sizes = sizes
-        self._streams = streams
-        self._spans = spans
-        self.bucket_of_batch = _interleave([span.num_batches for span in spans], seed, epoch)
+        self.buckets = parts.buckets
+        self._parts = parts
+        self._spans = epoch_spans(parts, epoch)
+        num_batches = [span.num_batches for span in self._spans]
+        self.bucket_of_batch = _interleave(num_batches, parts.settings.seed, epoch)
 
     @property
     def num_batches(self) -> int:
@@ -81,7 +71,7 @@ class EpochPlan:
 
     def batch_size_of(self, bucket: Bucket) -> int:
         """Rows in a global batch of ``bucket`` (height, width)."""
-        return self._sizes[self.buckets.index(bucket)]
+        return self._parts.sizes[self.buckets.index(bucket)]
 
     def batches(self, start: int = 0) -> Iterator[GlobalBatch]:
         """Batches ``start`` (from 0) to the last; to begin late costs no more than to begin.
@@ -98,14 +88,14 @@ class EpochPlan:
 
     def coverage(self) -> Coverage:
         """How often the epoch sees the rows of each bucket."""
-        return coverage_of(self.buckets, self._sizes, self._streams, self._spans)
+        return coverage_of(self._parts, self._spans)
 
     def _batches(self, start: int) -> Iterator[GlobalBatch]:
         done = np.bincount(self.bucket_of_batch[:start], minlength=len(self.buckets)).tolist()
         for index in range(start, self.num_batches):
             number = int(self.bucket_of_batch[index])
-            stream, span, size = self._streams[number], self._spans[number], self._sizes[number]
-            rows = take_from_span(stream, span, done[number] * size, size)
+            stream, size = self._parts.streams[number], self._parts.sizes[number]
+            rows = take_from_span(stream, self._spans[number], done[number] * size, size)
             done[number] += 1
             yield GlobalBatch(
                 index=index,
@@ -139,18 +129,8 @@ def plan_epoch(
     """
     if epoch < 0:
         raise ConfigError(f"epoch: found {epoch}, expected 0 or more")
-    buckets = manifest.buckets
-    sizes = batch_sizes(buckets, settings, world_batch_multiple=world_batch_multiple)
-    streams = bucket_streams(manifest, settings)
-    spans = epoch_spans(manifest, settings, streams, sizes, epoch)
-    return EpochPlan(
-        epoch=epoch,
-        seed=settings.seed,
-        buckets=buckets,
-        sizes=sizes,
-        streams=streams,
-        spans=spans,
-    )
+    parts = plan_parts(manifest, settings, world_batch_multiple=world_batch_multiple)
+    return EpochPlan(parts, epoch)
 
 
 def epoch_of(
@@ -167,15 +147,8 @@ def epoch_of(
     Raises:
         ConfigError: settings that do not fit the manifest.
     """
-    sizes = batch_sizes(manifest.buckets, settings, world_batch_multiple=world_batch_multiple)
-    streams = bucket_streams(manifest, settings)
-    epoch = 0
-    while True:
-        spans = epoch_spans(manifest, settings, streams, sizes, epoch)
-        num_batches = sum(span.num_batches for span in spans)
-        if num_done < num_batches:
-            return epoch, num_done
-        epoch, num_done = epoch + 1, num_done - num_batches
+    parts = plan_parts(manifest, settings, world_batch_multiple=world_batch_multiple)
+    return _place(parts, num_done)
 
 
 def plan_batches(
@@ -190,11 +163,20 @@ def plan_batches(
     Raises:
         ConfigError: settings that do not fit the manifest.
     """
-    epoch, index = epoch_of(manifest, settings, start, world_batch_multiple=world_batch_multiple)
+    parts = plan_parts(manifest, settings, world_batch_multiple=world_batch_multiple)
+    epoch, index = _place(parts, start)
     while True:
-        plan = plan_epoch(manifest, settings, epoch, world_batch_multiple=world_batch_multiple)
-        yield from plan.batches(index)
+        yield from EpochPlan(parts, epoch).batches(index)
         epoch, index = epoch + 1, 0
+
+
+def _place(parts: PlanParts, num_done: int) -> tuple[int, int]:
+    if num_done < 0:
+        raise ConfigError(f"batches done: found {num_done}, expected 0 or more")
+    epoch = 0
+    while (num_batches := sum(span.num_batches for span in epoch_spans(parts, epoch))) <= num_done:
+        epoch, num_done = epoch + 1, num_done - num_batches
+    return epoch, num_done
 
 
 def _interleave(num_batches: list[int], seed: int, epoch: int) -> npt.NDArray[np.uint16]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.plan_order import BucketStream, PlannedRows
-from sdxl_core.data.plan_spans import EpochSpan
+from sdxl_core.data.plan_spans import EpochSpan, PlanParts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,15 +77,12 @@ class Coverage:
         return sum(bucket.num_batches for bucket in self.buckets)
 
 
-def coverage_of(
-    buckets: Sequence[Bucket],
-    sizes: Sequence[int],
-    streams: Sequence[BucketStream],
-    spans: Sequence[EpochSpan],
-) -> Coverage:
-    """Counts what an epoch takes from each bucket's stream in batches of ``sizes`` rows."""
+def coverage_of(parts: PlanParts, spans: Sequence[EpochSpan]) -> Coverage:
+    """Counts what an epoch takes from each bucket's stream: ``spans``, a span for each."""
     found = []
-    for bucket, size, stream, span in zip(buckets, sizes, streams, spans, strict=True):
+    for bucket, size, stream, span in zip(
+        parts.buckets, parts.sizes, parts.streams, spans, strict=True
+    ):
         unseen, once, repeated = _rows_by_times(stream, span, span.num_batches * size)
         found.append(
             BucketCoverage(

@@ -1,14 +1,21 @@
 """Which rows of its stream an epoch takes from each bucket, and how many batches they make."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from sdxl_core.contract.errors import ConfigError
+from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.manifest import SampleManifest
 from sdxl_core.data.plan_order import BucketStream, PlannedRows, join_rows
-from sdxl_core.data.plan_settings import SHARE_ONE, PlanSettings, bucket_shares, is_left_out
+from sdxl_core.data.plan_settings import (
+    SHARE_ONE,
+    PlanSettings,
+    batch_sizes,
+    bucket_shares,
+    is_left_out,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,11 +31,36 @@ class EpochSpan:
     num_batches: int
 
 
-def bucket_streams(manifest: SampleManifest, settings: PlanSettings) -> list[BucketStream]:
-    """A stream for each bucket of ``manifest``, in its order."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PlanParts:
+    """What is the same for all epochs of a plan; tuples go with ``buckets``.
+
+    Args:
+        settings: of the plan.
+        buckets: of the manifest, (height, width) in pixels.
+        sizes: rows of a global batch.
+        streams: the order of the rows.
+        shares: of an epoch's rows, in units of ``1 / SHARE_ONE``; None for those of the rows.
+    """
+
+    settings: PlanSettings
+    buckets: tuple[Bucket, ...]
+    sizes: tuple[int, ...]
+    streams: tuple[BucketStream, ...]
+    shares: tuple[int, ...] | None
+
+
+def plan_parts(
+    manifest: SampleManifest, settings: PlanSettings, *, world_batch_multiple: int
+) -> PlanParts:
+    """Looks at every unit of ``manifest``.
+
+    Raises:
+        ConfigError: settings that do not fit the manifest.
+    """
     order_U = np.argsort(manifest.unit_bucket, kind="stable").astype(np.int32)
     bounds = np.cumsum(np.bincount(manifest.unit_bucket, minlength=len(manifest.buckets)))[:-1]
-    return [
+    streams = tuple(
         BucketStream(
             seed=settings.seed,
             bucket=bucket,
@@ -39,38 +71,41 @@ def bucket_streams(manifest: SampleManifest, settings: PlanSettings) -> list[Buc
             window_units=settings.window_units,
         )
         for bucket, units in zip(manifest.buckets, np.split(order_U, bounds), strict=True)
-    ]
+    )
+    buckets = manifest.buckets
+    return PlanParts(
+        settings=settings,
+        buckets=buckets,
+        sizes=batch_sizes(buckets, settings, world_batch_multiple=world_batch_multiple),
+        streams=streams,
+        shares=bucket_shares(buckets, [stream.rows_per_pass for stream in streams], settings),
+    )
 
 
-def epoch_spans(
-    manifest: SampleManifest,
-    settings: PlanSettings,
-    streams: Sequence[BucketStream],
-    sizes: Sequence[int],
-    epoch: int,
-) -> list[EpochSpan]:
-    """What epoch ``epoch`` (from 0) takes from each stream, cut into batches of ``sizes`` rows.
+def epoch_spans(parts: PlanParts, epoch: int) -> list[EpochSpan]:
+    """What epoch ``epoch`` (from 0) takes from each stream.
 
     Raises:
-        ConfigError: bucket weights that do not fit the manifest, or no batch at all with ``drop``.
+        ConfigError: there is not one batch, and with ``drop`` there never will be.
     """
-    starts, stops = (_rows_before(manifest, settings, streams, e) for e in (epoch, epoch + 1))
+    remainder = parts.settings.remainder
     spans = []
-    for start, stop, size in zip(starts, stops, sizes, strict=True):
+    edges = (_rows_before(parts, epoch), _rows_before(parts, epoch + 1))
+    for start, stop, size in zip(*edges, parts.sizes, strict=True):
         num_rows = stop - start
-        if settings.remainder == "carry":
+        if remainder == "carry":
             first, num_batches = start // size * size, stop // size - start // size
             num_rows = num_batches * size
-        elif settings.remainder == "drop":
+        elif remainder == "drop":
             first, num_batches = start, num_rows // size
         else:
             first, num_batches = start, -(-num_rows // size)
         spans.append(EpochSpan(first=first, num_rows=num_rows, num_batches=num_batches))
-    if settings.remainder == "drop" and not any(span.num_batches for span in spans):
+    if remainder == "drop" and not any(span.num_batches for span in spans):
         raise ConfigError(
-            f"epoch {epoch}: none of {len(spans)} buckets has rows for one batch of {min(sizes)}, "
-            f"of {manifest.num_rows} rows in all; make global_batch_size smaller, merge buckets, "
-            'or choose remainder = "carry" or "repeat"'
+            f"epoch {epoch}: none of {len(spans)} buckets has rows for one batch of "
+            f"{min(parts.sizes)}; make global_batch_size smaller, merge buckets, or choose "
+            'remainder = "carry" or "repeat"'
         )
     return spans
 
@@ -93,19 +128,12 @@ def _pieces(span: EpochSpan, start: int, count: int) -> Iterator[tuple[int, int,
         start, count = start + num_rows, count - num_rows
 
 
-def _rows_before(
-    manifest: SampleManifest,
-    settings: PlanSettings,
-    streams: Sequence[BucketStream],
-    epoch: int,
-) -> list[int]:
+def _rows_before(parts: PlanParts, epoch: int) -> list[int]:
     """How many rows of each stream belong to the epochs before ``epoch``."""
-    per_pass = [stream.rows_per_pass for stream in streams]
-    shares = bucket_shares(manifest.buckets, per_pass, settings)
     rows = [
-        0 if is_left_out(bucket, settings) else stream.rows_before(epoch)
-        for bucket, stream in zip(manifest.buckets, streams, strict=True)
+        0 if is_left_out(bucket, parts.settings) else stream.rows_before(epoch)
+        for bucket, stream in zip(parts.buckets, parts.streams, strict=True)
     ]
-    if shares is None:
+    if parts.shares is None:
         return rows
-    return [sum(rows) * share // SHARE_ONE for share in shares]
+    return [sum(rows) * share // SHARE_ONE for share in parts.shares]

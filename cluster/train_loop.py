@@ -30,6 +30,7 @@ class LoopSettings:
         report_every: steps from report to report; a request to stop waits for one.
         checkpoint_every: steps from checkpoint to checkpoint; there is always one at the end.
         max_skipped_in_row: the run stops when so many gradients in a row were not finite.
+        validate_every: steps from one call of ``on_validation`` to the next; 0: never.
     """
 
     num_steps: int
@@ -37,6 +38,11 @@ class LoopSettings:
     report_every: int
     checkpoint_every: int
     max_skipped_in_row: int = 20
+    validate_every: int = 0
+
+    def is_validation_due(self, step: int) -> bool:
+        """Is it time to render the validation prompts after ``step`` steps."""
+        return bool(self.validate_every) and step % self.validate_every == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,7 @@ def train_loop(
     meter: Meter,
     ask: Callable[[], Wishes],
     on_report: Callable[[Progress, dict[str, float]], None],
+    on_validation: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Trains until ``num_steps`` or until some worker is asked to stop; takes a checkpoint then.
 
@@ -71,6 +78,7 @@ def train_loop(
         meter: counts.
         ask: called at every report, on every worker; the wish of one is the wish of all.
         on_report: gets what all workers found, on every worker.
+        on_validation: called on every worker; must leave the engine's state as it is.
 
     Returns:
         Where the run stands now. The checkpoint of it is written and committed.
@@ -79,26 +87,22 @@ def train_loop(
         JobError: too many gradients in a row were not finite.
         SdxlError: samples cannot be read, a checkpoint cannot be written.
     """
-    progress, began, first = start, time.monotonic(), start.step
-    num_left = settings.num_steps - start.step
-    for step in itertools.islice(steps, num_left):
+    progress, began = start, time.monotonic()
+    for step in itertools.islice(steps, max(0, settings.num_steps - start.step)):
         assert step.index == progress.step, (step.index, progress.step)
         engine.set_learning_rate(settings.learning_rate_at(progress.step))
-        for samples in step.batches:
-            losses = losses_of(samples)
-            engine.backward_and_step(losses.loss_B.mean())
-            meter.add_losses(step.bucket, losses.error_B, losses.timestep_B)
-        meter.add_wait(step.wait_s)
+        _take_step(engine, step, losses_of, meter)
         progress = _advance(engine, progress, step, settings)
-        is_last = progress.step == settings.num_steps
-        wishes = Wishes()
+        is_last, wishes = progress.step == settings.num_steps, Wishes()
         if is_last or progress.step % settings.report_every == 0:
             report = meter.report(ask())
-            values = report.values | _values(engine, progress, settings)
-            seconds_per_step = (time.monotonic() - began) / (progress.step - first)
-            values["eta_s"] = seconds_per_step * (settings.num_steps - progress.step)
-            on_report(progress, values)
+            seconds_per_step = (time.monotonic() - began) / (progress.step - start.step)
+            own = _values(engine, progress, settings, seconds_per_step)
+            on_report(progress, report.values | own)
             wishes = report.wishes
+        if on_validation is not None and settings.is_validation_due(progress.step):
+            with meter.leaving_out():
+                on_validation(progress)
         is_due = is_last or progress.step % settings.checkpoint_every == 0
         if is_due or wishes.checkpoint or wishes.stop:
             checkpointer.save(engine, progress)
@@ -109,6 +113,19 @@ def train_loop(
     checkpointer.finish()
     dist.barrier()  # the first worker has committed
     return Outcome(progress=progress, is_finished=progress.step >= settings.num_steps)
+
+
+def _take_step(
+    engine: ZeroEngine,
+    step: RankStep,
+    losses_of: Callable[[SampleBatch], SampleLosses],
+    meter: Meter,
+) -> None:
+    for samples in step.batches:
+        losses = losses_of(samples)
+        engine.backward_and_step(losses.loss_B.mean())
+        meter.add_losses(step.bucket, losses.error_B, losses.timestep_B)
+    meter.add_wait(step.wait_s)
 
 
 def _advance(
@@ -136,10 +153,13 @@ def _advance(
     )
 
 
-def _values(engine: ZeroEngine, progress: Progress, settings: LoopSettings) -> dict[str, float]:
+def _values(
+    engine: ZeroEngine, progress: Progress, settings: LoopSettings, seconds_per_step: float
+) -> dict[str, float]:
     return {
         "grad_norm": engine.gradient_norm(),
         "learning_rate": settings.learning_rate_at(progress.step - 1),
         "num_skipped": float(progress.num_skipped),
         "num_samples": float(progress.num_samples),
+        "eta_s": seconds_per_step * (settings.num_steps - progress.step),
     }

@@ -4,10 +4,11 @@ Nothing is read from the device between two reports: a report is the one moment 
 waits and the workers agree on something, whether to stop included.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -78,6 +79,13 @@ class Meter:
     def add_wait(self, seconds: float) -> None:
         """Counts time in which the worker had no data."""
         self._wait_s += seconds
+
+    @contextlib.contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """The time within is no training, and is not counted."""
+        began = time.monotonic()
+        yield
+        self._started += time.monotonic() - began
 
     def report(self, wishes: Wishes) -> Report:
         """Adds up what all workers have, and begins anew. All workers call it at the same step."""

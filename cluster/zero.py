@@ -7,6 +7,7 @@ no DeepSpeed files: it is read without DeepSpeed, by workers of any number and a
 nothing in it is unpickled.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -163,6 +164,23 @@ class ZeroEngine:
                     tensor.copy_(reader.read(piece.name, kind, piece.start, piece.num_elements))
         self._after_change(num_updates)
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Any]:
+        """The network with the running mean in place of its weights, in evaluation mode.
+
+        At stage 1 or 2, where every worker has the whole network. All workers do it together.
+        Afterwards the weights have their own bits again.
+        """
+        assert self._settings.stage < 3, "at stage 3 no worker has the whole network"
+        with self._average.in_place_of(self._flats):
+            self._refresh_network()
+            self.module.eval()
+            try:
+                yield self.module.module
+            finally:
+                self.module.train()
+        self._refresh_network()
+
     @torch.no_grad()
     def _reset(self, weights: Mapping[str, Tensor]) -> None:
         """The state before the first step.
@@ -190,6 +208,10 @@ class ZeroEngine:
         self._average.num_steps = num_updates
         for state in self._optimizer.state.values():
             state["step"].fill_(num_updates)
+        self._refresh_network()
+
+    def _refresh_network(self) -> None:
+        """Makes the network's weights those of the optimizer, on all workers."""
         if self._settings.stage == 3:
             # Whole copies of parameters that it has gathered are let go, to be gathered anew.
             self._zero._partition_all_parameters()

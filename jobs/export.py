@@ -1,9 +1,9 @@
 """Writes a model in another layout or precision.
 
-Left: a diffusers folder, a single safetensors file, or an embedded model by name. Right: the same
-weights as a diffusers folder (plain diffusers loads it) or as one file in the layout of the
-released models. Nothing is repaired on the way: a missing or surplus tensor is an error that names
-it. To run it:
+Left: a diffusers folder, a single safetensors file, an embedded model by name, or a checkpoint of
+``sdxl train``. Right: the same weights as a diffusers folder (plain diffusers loads it) or as one
+file in the layout of the released models. Nothing is repaired on the way: a missing or surplus
+tensor is an error that names it. To run it:
 
     sdxl export tiny out/tiny.safetensors --layout single-file --dtype float16
 """
@@ -27,7 +27,7 @@ class ExportConfig:
     """Write a model in another layout or precision."""
 
     checkpoint: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Diffusers folder, .safetensors file or name of an embedded model; local or s3://."""
+    """Diffusers folder, .safetensors file, embedded model, or output of train; local or s3://."""
 
     out: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder (diffusers) or .safetensors file (single-file) to write; local or s3://."""
@@ -40,6 +40,13 @@ class ExportConfig:
 
     variant: str | None = None
     """Read files of this variant of a diffusers folder, for example fp16."""
+
+    weights: Literal["ema", "raw"] = "ema"
+    """Of a training checkpoint: the running mean of the weights, or the last ones."""
+
+    model: str | None = None
+    """Of a training checkpoint: the model it was trained from, if it is not any more where it was.
+    """
 
     def __post_init__(self) -> None:
         is_file = self.out.endswith(".safetensors")
@@ -74,10 +81,14 @@ def run(config: ExportConfig) -> ExportSummary:
     import torch  # late: `sdxl export --help` and a wrong flag need not wait for it
 
     from sdxl_core.nets.weights import export_model, load_model
+    from sdxl_core.training.checkpoint_export import is_checkpoint, model_of_checkpoint
 
     started = time.monotonic()
     dtype: torch.dtype | None = None if config.dtype is None else getattr(torch, config.dtype)
-    model = load_model(config.checkpoint, variant=config.variant)
+    if is_checkpoint(config.checkpoint):
+        model = model_of_checkpoint(config.checkpoint, weights=config.weights, model=config.model)
+    else:
+        model = load_model(config.checkpoint, variant=config.variant)
     export_model(model, config.out, layout=config.layout, dtype=dtype)
     logger.info("wrote %s as %s, %s", config.out, config.layout, config.dtype or "precision kept")
     return ExportSummary(

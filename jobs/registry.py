@@ -64,6 +64,12 @@ JOBS = {
         help="turn image-text data into aspect buckets, every row counted",
         has_plan=True,
     ),
+    "train": Job(
+        module="jobs.train",
+        config="jobs.train_config:TrainConfig",
+        help="train a base or a refiner on prepared samples, exactly resumable",
+        has_plan=True,
+    ),
     "generate": Job(
         module="jobs.generate",
         config="jobs.generate_config:GenerateConfig",

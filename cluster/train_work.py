@@ -1,0 +1,108 @@
+"""What every training worker has to know about a run. Small and picklable: paths and numbers, and
+the manifest's arrays; no weights."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from cluster.ingest import IngestWork
+from cluster.train_validation import Validation
+from cluster.zero import Precision
+from sdxl_core.data.buckets import Bucket
+from sdxl_core.nets.presets import ModelKind
+from sdxl_core.training.optimizers import AdamWSettings, LearningRate
+from sdxl_core.training.seeded_objective import Objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainWork:
+    """One training run, from the point of view of its workers.
+
+    Args:
+        out: where checkpoints and reports go.
+        fingerprint: of what is trained.
+        kind: of the network.
+        model: where the networks are: name, folder or file.
+        variant: of its files, or None.
+        is_fresh: train from random weights, drawn from ``seed``, instead of the model's.
+        seed: of the fresh weights.
+        prediction_type: goes into the checkpoint, for whoever samples with it.
+        model_digest: of ``model``.
+        ingest: which samples, in which order.
+        flops_of_bucket: operations of the network's forward pass of one sample of each bucket.
+        objective: what the network is trained for.
+        num_steps: global batches in all.
+        learning_rate: by step.
+        adamw: the optimizer's constants.
+        max_gradient_norm: gradients are scaled down to this norm.
+        ema_decay: most of the running mean that an update keeps.
+        precision: of the trained network.
+        frozen_precision: of text encoders and autoencoder.
+        zero_stage: 1, 2 or 3.
+        offload_optimizer: keep the optimizer's state in the memory of the host.
+        activation_checkpointing: compute activations again in the backward pass, to save memory.
+        channels_last: memory layout of the network.
+        compile: run the network through ``torch.compile``.
+        device: ``cpu`` or ``cuda``.
+        num_threads: torch threads of each worker on the CPU.
+        num_workers: of the run.
+        cpus_per_worker: that each reserves.
+        report_every: steps from report to report.
+        checkpoint_every: steps from checkpoint to checkpoint.
+        keep: checkpoints that stay.
+        max_skipped_in_row: the run stops after so many.
+        resume_from: URL of one checkpoint to begin from; "" for the newest one in ``out``.
+        max_failures: times that the workers are started again.
+        tensorboard: write TensorBoard's files.
+        validation: prompts that are rendered now and then, or None.
+        stop_grace_s: how long a request to stop may take.
+    """
+
+    out: str
+    fingerprint: str
+    kind: ModelKind
+    model: str
+    variant: str | None
+    is_fresh: bool
+    seed: int
+    prediction_type: Literal["epsilon", "v_prediction"]
+    model_digest: str
+    ingest: IngestWork
+    flops_of_bucket: Mapping[Bucket, int]
+    objective: Objective
+    num_steps: int
+    learning_rate: LearningRate
+    adamw: AdamWSettings
+    max_gradient_norm: float
+    ema_decay: float
+    precision: Precision
+    frozen_precision: Precision
+    zero_stage: int
+    offload_optimizer: bool
+    activation_checkpointing: bool
+    channels_last: bool
+    compile: bool
+    device: str
+    num_threads: int
+    num_workers: int
+    cpus_per_worker: float
+    report_every: int
+    checkpoint_every: int
+    keep: int
+    max_skipped_in_row: int
+    resume_from: str
+    max_failures: int
+    tensorboard: bool
+    validation: Validation | None
+    stop_grace_s: float
+
+    def checkpoint_model(self) -> dict[str, Any]:
+        """What a checkpoint says of the model that it belongs to."""
+        return {
+            "kind": self.kind,
+            "path": self.model,
+            "variant": self.variant,
+            "digest": self.model_digest,
+            "prediction_type": self.prediction_type,
+            "zero_terminal_snr": self.objective.zero_terminal_snr,
+        }

@@ -1,0 +1,301 @@
+"""One training worker: everything between the launcher that starts it and the loop that trains."""
+
+import contextlib
+import functools
+import logging
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cluster.checkpoints import Checkpointer, Progress, load_checkpoint
+from cluster.ingest import ray_steps, start_feeder
+from cluster.tracking import Tracker
+from cluster.train_hub import StopFlag
+from cluster.train_loop import LoopSettings, train_loop
+from cluster.train_meter import Meter, Wishes, peak_flops_per_s
+from cluster.train_validation import Picture, render, write_pictures
+from cluster.train_work import TrainWork
+from cluster.work import DTYPES
+from cluster.zero import ZeroEngine, ZeroSettings
+from sdxl_core.contract.errors import SdxlError
+from sdxl_core.nets.components import network_builder
+from sdxl_core.nets.weights import load_model
+from sdxl_core.storage.stores import Store, open_store
+from sdxl_core.training.checkpoint_store import (
+    CheckpointRecord,
+    find_checkpoint,
+    open_checkpoint,
+)
+from sdxl_core.training.conditions import allow_dropped_numbers
+from sdxl_core.training.frozen_parts import FrozenParts, freeze
+from sdxl_core.training.sample_batches import SampleBatch
+from sdxl_core.training.seeded_objective import ObjectiveTables, SampleLosses, losses_of_samples
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker. ``config``: ``work`` and ``hub``, the hub's name."""
+    work: TrainWork = config["work"]
+    hub = ray.get_actor(config["hub"])
+    if ray.get(hub.fatal.remote()):
+        return  # the workers before these have said why the run cannot go on
+    try:
+        _train(work, hub)
+    except SdxlError as error:
+        ray.get(hub.fail.remote(f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _train(work: TrainWork, hub: Any) -> None:
+    torch.set_num_threads(work.num_threads)
+    rank, device = dist.get_rank(), _device(work)
+    store = open_store(work.out, retries=work.ingest.retries, timeout_s=work.ingest.timeout_s)
+    token = _agree(uuid.uuid4().hex[:8])
+    found = _agree(_find(work, store) if rank == 0 else None)
+    start_step = 0 if found is None else found[1].step
+    feeder = f"{run_name(work)}-feeder-{token}"
+    if rank == 0:  # it reads while the networks are loaded
+        start_feeder(work.ingest, start=start_step, name=feeder)
+    frozen = load_frozen(work, device)
+    engine = ZeroEngine(load_trained(work).to(device), zero_settings(work), device=work.device)
+    start = Progress()
+    if found is not None:
+        with _scratch(token) as folder:
+            start = load_checkpoint(
+                engine, open_store(found[0]), found[1], folder, local_rank=_local_rank()
+            )
+    checkpointer = Checkpointer(
+        store,
+        rank=rank,
+        world_size=dist.get_world_size(),
+        token=token,
+        fingerprint=work.fingerprint,
+        model=work.checkpoint_model(),
+        keep=work.keep,
+    )
+    teller = _Teller(work, store, hub, start_step=start_step) if rank == 0 else None
+    try:
+        train_loop(
+            engine,
+            ray_steps(feeder, start=start.step, rank=rank),
+            functools.partial(sample_losses, engine, frozen, work, work.objective.tables(device)),
+            settings=loop_settings(work),
+            start=start,
+            checkpointer=checkpointer,
+            meter=make_meter(work, device),
+            ask=_Asker(hub),
+            on_report=_ignore if teller is None else teller.report,
+            on_validation=functools.partial(_validate, engine, frozen, work, teller),
+        )
+    finally:
+        checkpointer.close()
+        if teller is not None:
+            teller.close()
+
+
+class _Teller:
+    """The first worker tells people and the driver what all workers have found."""
+
+    def __init__(self, work: TrainWork, store: Store, hub: Any, *, start_step: int) -> None:
+        self._store, self._hub = store, hub
+        self._tracker = Tracker(store, start_step=start_step, tensorboard=work.tensorboard)
+
+    def report(self, progress: Progress, values: dict[str, float]) -> None:
+        self._tracker.add(progress.step, values)
+        self._hub.report.remote({"step": float(progress.step), **values})
+
+    def show(self, step: int, pictures: Sequence[Picture]) -> None:
+        write_pictures(self._store, step, pictures)
+        self._tracker.add_pictures(step, pictures)
+
+    def close(self) -> None:
+        self._tracker.close()
+
+
+def _ignore(_progress: Progress, _values: dict[str, float]) -> None:
+    """The other workers tell nobody."""
+
+
+def _validate(
+    engine: ZeroEngine,
+    frozen: FrozenParts,
+    work: TrainWork,
+    teller: _Teller | None,
+    progress: Progress,
+) -> None:
+    assert work.validation is not None
+    pictures = render(engine, frozen.model, work.validation.requests)
+    if teller is not None:
+        teller.show(progress.step, pictures)
+
+
+def _device(work: TrainWork) -> str:
+    if work.device == "cpu":
+        return "cpu"
+    torch.cuda.set_device(ray.train.torch.get_device())
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def sample_losses(
+    engine: ZeroEngine,
+    frozen: FrozenParts,
+    work: TrainWork,
+    tables: ObjectiveTables,
+    samples: SampleBatch,
+) -> SampleLosses:
+    """The losses of samples under the run's objective."""
+    return losses_of_samples(
+        engine.module,
+        frozen.batch(samples),
+        samples.seeds,
+        objective=work.objective,
+        tables=tables,
+        empty=frozen.empty,
+        text_1_width=frozen.text_1_width,
+        network_dtype=DTYPES[work.precision],
+    )
+
+
+def zero_settings(work: TrainWork) -> ZeroSettings:
+    """How the state of the run is spread."""
+    ingest = work.ingest
+    return ZeroSettings(
+        stage=work.zero_stage,
+        offload_optimizer=work.offload_optimizer,
+        precision=work.precision,
+        micro_batch_size=ingest.plan.global_batch_size
+        // (ingest.world_size * ingest.num_accumulated),
+        num_accumulated=ingest.num_accumulated,
+        max_gradient_norm=work.max_gradient_norm,
+        learning_rate=work.learning_rate.peak,
+        adamw=work.adamw,
+        ema_decay=work.ema_decay,
+    )
+
+
+def loop_settings(work: TrainWork) -> LoopSettings:
+    """How long the run is, and how often what is done beside the steps."""
+    return LoopSettings(
+        num_steps=work.num_steps,
+        learning_rate_at=work.learning_rate.at,
+        report_every=work.report_every,
+        checkpoint_every=work.checkpoint_every,
+        max_skipped_in_row=work.max_skipped_in_row,
+        validate_every=0 if work.validation is None else work.validation.every,
+    )
+
+
+def load_trained(work: TrainWork) -> nn.Module:
+    """The network that is trained, float32 on the CPU in training mode; the same on all workers."""
+    model = load_model(work.model, variant=work.variant, components=("unet",))
+    network: Any = model.unet
+    if work.is_fresh:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(work.seed)
+            network = network_builder("unet")(model.preset)
+    allow_dropped_numbers(network)
+    if work.activation_checkpointing:
+        network.enable_gradient_checkpointing()
+    if work.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if work.compile:
+        network.compile()
+    trained: nn.Module = network.train()
+    return trained
+
+
+def load_frozen(work: TrainWork, device: str) -> FrozenParts:
+    """The networks that samples go through, as far as this run needs them."""
+    components = []
+    drops_text = work.kind == "refiner" and work.objective.dropout.text > 0
+    if work.ingest.view.texts == "live" or drops_text or work.validation is not None:
+        components += ["text_encoder_2"]
+        components += ["text_encoder"] if work.kind == "base" else []
+    if work.ingest.view.pixels == "images" or work.validation is not None:
+        components += ["vae"]
+    model = load_model(
+        work.model,
+        dtype=DTYPES[work.frozen_precision],
+        vae_dtype=torch.float32,
+        device=device,
+        variant=work.variant,
+        components=components,
+    )
+    return freeze(model, device=device, drops_captions=drops_text)
+
+
+def make_meter(work: TrainWork, device: str) -> Meter:
+    """The meter of this worker; it knows the exact work of every bucket."""
+    name = torch.cuda.get_device_name() if work.device == "cuda" else ""
+    return Meter(
+        work.ingest.manifest.buckets,
+        work.flops_of_bucket,
+        device=device,
+        peak_flops_per_s=peak_flops_per_s(name),
+    )
+
+
+def run_name(work: TrainWork) -> str:
+    """The name of the run, as actors and Ray Train know it."""
+    return f"sdxl-train-{work.fingerprint}"
+
+
+def _find(work: TrainWork, store: Store) -> tuple[str, CheckpointRecord] | None:
+    """Where to go on: the newest checkpoint of this run, else the one that the user named."""
+    record = find_checkpoint(store, work.fingerprint)
+    if record is not None:
+        return work.out, record
+    if work.resume_from:
+        return open_checkpoint(work.resume_from)
+    return None
+
+
+def _agree(value: Any) -> Any:
+    """What the first worker says."""
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+class _Asker:
+    """Asked at every report: does the driver want to stop, is a node about to go.
+
+    All workers call it the same number of times: they meet in it.
+    """
+
+    def __init__(self, hub: Any) -> None:
+        self._flag = StopFlag(hub)
+        self._known: Any = None
+
+    def __call__(self) -> Wishes:
+        preemption = ray.train.get_preemption_info()
+        is_new = preemption is not None and preemption != self._known
+        self._known = preemption
+        return Wishes(checkpoint=is_new, stop=self._flag.is_wanted())
+
+
+@contextlib.contextmanager
+def _scratch(token: str) -> Iterator[Path]:
+    """A folder that the workers of one node share, for as long as all of them need it."""
+    node = ray.train.get_context().get_node_rank()
+    folder = Path(tempfile.gettempdir(), f"sdxl-resume-{token}-{node}")
+    folder.mkdir(exist_ok=True)
+    yield folder
+    dist.barrier()
+    if _local_rank() == 0:
+        shutil.rmtree(folder)
+
+
+def _local_rank() -> int:
+    return int(ray.train.get_context().get_local_rank())

@@ -1,0 +1,321 @@
+"""All that is decided, and refused, before ``sdxl train`` takes a step."""
+
+import dataclasses
+import logging
+
+from cluster.ingest import IngestWork, check_shares
+from cluster.pools import cluster_size
+from cluster.train_start import SampleKind, look_at_samples, refuse_other_latents
+from cluster.train_validation import Validation, read_validation_prompts
+from cluster.train_work import TrainWork
+from cluster.trainer import plan_worker_cpus
+from jobs.train_config import TrainConfig, parse_bucket_weights
+from sdxl_core.contract.config import fingerprint, refuse_mismatch
+from sdxl_core.contract.errors import ConfigError
+from sdxl_core.data.manifest import SampleManifest, manifest_of
+from sdxl_core.data.plan import EpochPlan, PlanSettings, plan_epoch
+from sdxl_core.nets.flops import unet_flops
+from sdxl_core.nets.model import SdxlModel
+from sdxl_core.nets.presets import ModelPreset
+from sdxl_core.nets.weights import load_model, model_identity
+from sdxl_core.storage.parts import read_run_toml
+from sdxl_core.storage.source_listing import split_weight
+from sdxl_core.storage.stores import Store, open_store
+from sdxl_core.training.checkpoint_store import committed_steps, open_checkpoint
+from sdxl_core.training.conditions import ConditionDropout
+from sdxl_core.training.objective import REFINER_TIMESTEPS
+from sdxl_core.training.optimizers import AdamWSettings, LearningRate
+from sdxl_core.training.sample_batches import SampleView
+from sdxl_core.training.seeded_objective import Objective
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """What a run needs: what workers know, the first epoch, the sizes of the network."""
+
+    work: TrainWork
+    epoch: EpochPlan
+    preset: ModelPreset
+
+
+def open_output(config: TrainConfig) -> Store:
+    """The output's store.
+
+    Raises:
+        ConfigError: it was begun with other settings, or ``resume`` says what cannot be.
+        StoreError: it cannot be reached.
+    """
+    store = open_store(config.out, retries=config.how.retries, timeout_s=config.how.timeout_s)
+    store.check()
+    begun = read_run_toml(store)
+    if begun is not None:
+        refuse_mismatch(begun, config, out=config.out)
+    steps = committed_steps(store)
+    if config.resume == "never" and steps:
+        raise ConfigError(
+            f"--resume never: {config.out} has checkpoints, the newest of step {steps[-1]}. Use "
+            "another OUT, or delete them"
+        )
+    if config.resume not in ("auto", "never"):
+        _check_named_checkpoint(config, store, steps)
+    return store
+
+
+def start(config: TrainConfig) -> Start:
+    """Looks at samples, model and cluster; Ray is connected.
+
+    Raises:
+        ConfigError: settings that do not go together, or with the samples.
+        SchemaError: the samples are not a finished dataset.
+        ResourceError: the workers do not fit on the cluster.
+    """
+    size, how = cluster_size(), config.how
+    device = how.device if how.device != "auto" else ("cuda" if size.num_gpus else "cpu")
+    num_workers = how.workers or (int(size.num_gpus) if device == "cuda" else 1)
+    preset, digest = model_identity(config.model_path, variant=config.variant)
+    if preset.kind != config.stage:
+        raise ConfigError(f"stage {config.stage}: {config.model_path} is a {preset.kind}")
+    urls, manifest = read_manifest(config)
+    found = look_at_samples(manifest, retries=how.retries, timeout_s=how.timeout_s)
+    _check_samples(config, found, manifest)
+    if found.pixels == "latents" and not config.any_latents:
+        refuse_other_latents(urls, config.model_path, config.variant, digest)
+    model = load_model(config.model_path, variant=config.variant, components=())
+    objective = objective_of(config, model)
+    num_accumulated = accumulated_passes(config, num_workers)
+    ingest = IngestWork(
+        manifest=manifest,
+        plan=plan_settings(config),
+        batch_multiple=config.batch_multiple,
+        view=SampleView(
+            run_seed=config.seed,
+            pixels=found.pixels,
+            texts="stored" if _takes_stored_texts(config, found) else "live",
+            with_aesthetic=config.stage == "refiner",
+        ),
+        world_size=num_workers,
+        num_accumulated=num_accumulated,
+        num_ahead=how.batches_ahead,
+        retries=how.retries,
+        timeout_s=how.timeout_s,
+    )
+    epoch = plan_epoch(manifest, ingest.plan, 0, world_batch_multiple=config.batch_multiple)
+    check_epoch(config, epoch, ingest)
+    work = _work(
+        config,
+        ingest,
+        objective,
+        digest=digest,
+        preset=preset,
+        validation=_validation(config, preset),
+        device=device,
+        cpus=plan_worker_cpus(how.cpu_threads, num_workers, device, size),
+    )
+    return Start(work=work, epoch=epoch, preset=preset)
+
+
+def read_manifest(config: TrainConfig) -> tuple[list[str], SampleManifest]:
+    """The datasets' URLs, and all their units."""
+    pairs = [split_weight(text) for text in (config.samples, *config.also)]
+    urls, weights = [url for url, _ in pairs], [weight for _, weight in pairs]
+    return urls, manifest_of(urls, weights, retries=config.how.retries)
+
+
+def plan_settings(config: TrainConfig) -> PlanSettings:
+    """What decides which samples form which batch."""
+    return PlanSettings(
+        seed=config.seed,
+        global_batch_size=config.batch,
+        area_scaled_batches=config.area_scaled_batches,
+        bucket_weights=parse_bucket_weights(config.bucket_weights) or None,
+        bucket_temperature=config.bucket_temperature,
+        remainder=config.remainder,
+        window_units=config.window_units,
+    )
+
+
+def objective_of(config: TrainConfig, model: SdxlModel) -> Objective:
+    """What the network is trained for.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    last = config.max_timestep or (1000 if config.stage == "base" else REFINER_TIMESTEPS[1])
+    return Objective(
+        prediction_type=model.prediction_type
+        if config.prediction == "model"
+        else config.prediction,
+        timesteps=(config.min_timestep, last),
+        offset_noise=config.offset_noise,
+        offset=config.offset,
+        min_snr_gamma=config.min_snr_gamma,
+        zero_terminal_snr=config.zero_terminal_snr,
+        dropout=ConditionDropout(
+            text=config.drop_text,
+            text_parts=config.drop_text_parts,
+            original_size=config.drop_original_size,
+            crop=config.drop_crop,
+            last_numbers=config.drop_last_numbers,
+        ),
+    )
+
+
+def accumulated_passes(config: TrainConfig, num_workers: int) -> int:
+    """Forward passes of a worker in a step.
+
+    Raises:
+        ConfigError: the workers cannot share the batch evenly.
+    """
+    micro = config.how.micro_batch_size
+    each = num_workers * (micro or 1)
+    if config.batch % each:
+        text = f" x how.micro_batch_size={micro}" if micro else ""
+        raise ConfigError(
+            f"batch: found {config.batch}, which {num_workers} workers{text} cannot share evenly; "
+            f"expected a multiple of {each}"
+        )
+    return config.batch // each if micro else 1
+
+
+def check_epoch(config: TrainConfig, epoch: EpochPlan, ingest: IngestWork) -> None:
+    """Refuses a plan that has no batch, or batches that cannot be shared; says which rows are lost.
+
+    Raises:
+        ConfigError: see above.
+    """
+    rows = ingest.manifest.rows_of_bucket
+    for bucket in epoch.buckets:
+        check_shares(epoch.batch_size_of(bucket), ingest)
+    thin = [
+        f"{height}x{width} has {rows[height, width]} samples"
+        for height, width in epoch.buckets
+        if rows[height, width] < epoch.batch_size_of((height, width))
+    ]
+    if thin and config.remainder == "drop":
+        raise ConfigError(
+            f"--remainder drop: {len(thin)} buckets never fill a batch: {', '.join(thin[:6])}. Use "
+            "--remainder carry or repeat, a smaller --batch, --bucket-weights SIZE=0 to leave them "
+            "out, or prepare with --merge-thin"
+        )
+    if not epoch.num_batches:
+        raise ConfigError(
+            f"samples: {ingest.manifest.num_rows} rows give no batch of {config.batch} in an epoch;"
+            " use a smaller --batch, or --remainder repeat"
+        )
+
+
+def _check_named_checkpoint(config: TrainConfig, store: Store, steps: list[int]) -> None:
+    run, record = open_checkpoint(config.resume)
+    other = read_run_toml(open_store(run))
+    if other is not None:
+        refuse_mismatch(other, config, out=run)
+    if steps and (run != store.url or steps[-1] != record.step):
+        raise ConfigError(
+            f"--resume {config.resume}: {config.out} has a checkpoint of step {steps[-1]} of its "
+            "own. Delete those that are not wanted, or use another OUT"
+        )
+
+
+def _check_samples(config: TrainConfig, found: SampleKind, manifest: SampleManifest) -> None:
+    if config.stage == "refiner" and found.without_aesthetic:
+        raise ConfigError(
+            f"stage refiner: {found.without_aesthetic} has rows without an aesthetic score, which "
+            "a refiner is conditioned on; prepare the samples from a source with such a column"
+        )
+    if config.texts == "stored" and not found.has_texts:
+        raise ConfigError(
+            f"texts stored: {manifest.files[0]} has none; prepare with --text, or use --texts live"
+        )
+    if config.texts == "stored" and config.stage == "refiner":
+        raise ConfigError("texts stored: those are a base's; a refiner encodes captions: live")
+
+
+def _takes_stored_texts(config: TrainConfig, found: SampleKind) -> bool:
+    return found.has_texts and config.texts != "live" and config.stage == "base"
+
+
+def _adamw(config: TrainConfig) -> AdamWSettings:
+    return AdamWSettings(
+        betas=(config.beta_1, config.beta_2),
+        weight_decay=config.weight_decay,
+        eps=config.epsilon,
+    )
+
+
+def _validation(config: TrainConfig, preset: ModelPreset) -> Validation | None:
+    if config.validate == "none":
+        return None
+    if config.stage == "refiner" or config.how.zero == 3:
+        raise ConfigError(
+            "validate: a refiner cannot render alone, and at --how.zero 3 no worker has the whole "
+            "network; leave --validate away, and render checkpoints with sdxl export and generate"
+        )
+    requests = read_validation_prompts(
+        config.validate,
+        native_size_px=preset.native_size_px,
+        seed=config.seed,
+        retries=config.how.retries,
+        timeout_s=config.how.timeout_s,
+    )
+    return Validation(requests=requests, every=config.how.validate_every)
+
+
+def _work(
+    config: TrainConfig,
+    ingest: IngestWork,
+    objective: Objective,
+    *,
+    digest: str,
+    preset: ModelPreset,
+    validation: Validation | None,
+    device: str,
+    cpus: float,
+) -> TrainWork:
+    how = config.how
+    return TrainWork(
+        out=config.out,
+        fingerprint=fingerprint(config, samples=ingest.manifest.digest, model=digest),
+        kind=config.stage,
+        model=config.model_path,
+        variant=config.variant,
+        is_fresh=config.fresh,
+        seed=config.seed,
+        prediction_type=objective.prediction_type,
+        model_digest=digest,
+        ingest=ingest,
+        flops_of_bucket={bucket: unet_flops(preset, *bucket) for bucket in ingest.manifest.buckets},
+        objective=objective,
+        num_steps=config.steps,
+        learning_rate=LearningRate(
+            peak=config.learning_rate,
+            num_warmup_steps=config.warmup_steps,
+            after="cosine" if config.decay_steps else "constant",
+            num_steps=config.decay_steps or None,
+            floor=config.final_share,
+        ),
+        adamw=_adamw(config),
+        max_gradient_norm=config.max_gradient_norm,
+        ema_decay=config.ema_decay,
+        precision=config.dtype,
+        frozen_precision=config.frozen_dtype,
+        zero_stage=how.zero,
+        offload_optimizer=how.offload_optimizer,
+        activation_checkpointing=how.activation_checkpointing,
+        channels_last=how.channels_last,
+        compile=how.compile,
+        device=device,
+        num_threads=how.cpu_threads,
+        num_workers=ingest.world_size,
+        cpus_per_worker=cpus,
+        report_every=how.report_every,
+        checkpoint_every=how.checkpoint_every,
+        keep=how.keep_checkpoints,
+        max_skipped_in_row=how.max_skipped,
+        resume_from="" if config.resume in ("auto", "never") else config.resume,
+        max_failures=how.max_failures,
+        tensorboard=how.tensorboard,
+        validation=validation,
+        stop_grace_s=how.stop_grace_s,
+    )

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+import jobs
+from jobs.train_config import TrainConfig, parse_bucket_weights
+from jobs.train_preview import state_bytes
+from sdxl_core.contract.config import read_recipe
+from sdxl_core.contract.errors import ConfigError
+
+RECIPES = sorted((Path(jobs.__file__).parent / "recipes").glob("*/*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_recipe_is_a_training(path: Path) -> None:
+    config = TrainConfig(samples="s", out="o", **read_recipe(TrainConfig, path))
+    assert config.stage == ("refiner" if path.stem == "refiner" else "base")
+
+
+def test_recipes_have_the_numbers_of_the_paper() -> None:
+    folder = Path(jobs.__file__).parent / "recipes" / "sdxl"
+    first = read_recipe(TrainConfig, folder / "256.toml")
+    assert (first["steps"], first["batch"], first["fresh"]) == (600_000, 2048, True)
+    assert read_recipe(TrainConfig, folder / "512.toml")["steps"] == 200_000
+    assert read_recipe(TrainConfig, folder / "multi-aspect.toml")["offset_noise"] == 0.05
+    assert read_recipe(TrainConfig, folder / "refiner.toml")["max_timestep"] == 200
+
+
+def test_a_number_that_the_paper_leaves_out_is_marked_in_the_recipe() -> None:
+    for path in RECIPES:
+        if path.parent.name != "sdxl":
+            continue
+        lines = path.read_text().splitlines()
+        published = {"stage", "fresh", "zero", "activation_checkpointing", "channels_last"}
+        published |= {"checkpoint_every", "report_every"}  # ours to choose
+        known = {"256": {"steps", "batch"}, "512": {"steps"}, "refiner": {"max_timestep"}}
+        known["multi-aspect"] = {"offset_noise"}
+        for line in lines:
+            name, is_setting, _ = line.partition(" = ")
+            if not is_setting or line.startswith("#") or name in published | known[path.stem]:
+                continue
+            assert "#" in line, f"{path.name}: {line}"
+
+
+def test_bucket_weights_are_read_height_first() -> None:
+    assert parse_bucket_weights(("512x2048=2", "64x32=0.5")) == {(512, 2048): 2.0, (64, 32): 0.5}
+    with pytest.raises(ConfigError, match="bucket_weights: found '512=2'"):
+        TrainConfig(samples="s", out="o", bucket_weights=("512=2",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 0}, "batch: found 0"),
+        ({"ema_decay": 1.0}, "ema_decay: found 1.0, expected less than 1"),
+        ({"learning_rate": 0.0}, "learning_rate: found 0.0, expected more than 0"),
+        ({"warmup_steps": 5, "decay_steps": 5}, "decay_steps: found 5, expected more than"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(samples="s", out="o", **settings)
+
+
+def test_state_of_a_worker_shrinks_with_the_stage() -> None:
+    """16 bytes of optimizer (weights, two moments, running mean), 2 of weight, 2 of gradient."""
+    found = [state_bytes(100, 4, stage, precision_bytes=2) for stage in (1, 2, 3)]
+    assert found == [200 + 200 + 400, 200 + 50 + 400, 50 + 50 + 400]

@@ -14,12 +14,12 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, JpegImagePlugin
 
 from sdxl_core.contract.reject_reasons import RejectReason
 from sdxl_core.data.colours import plain_image, to_srgb
 from sdxl_core.data.geometry import Geometry
 from sdxl_core.data.picture_files import DAMAGES, PictureError, PictureHeader, open_picture
+from sdxl_core.storage.jpeg_decoding import decode_jpeg
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,19 +52,15 @@ def decode_resized(data: bytes, header: PictureHeader, resized_size: tuple[int, 
     orientation = header.exif_orientation
     stored_size = resized_size if orientation < 5 else (resized_size[1], resized_size[0])
     try:
-        image, extent = _load(data, header, stored_size)
-        icc_profile = image.info.get("icc_profile")
-        image, notes = plain_image(image, bits=header.bits)
-        pixels_HWC = np.array(image)
+        stored = _decode(data, header, stored_size)
     except DAMAGES as error:
         raise _damage(header, error) from error
+    notes, extent = stored.notes, stored.extent
     if header.format == "tiff" and orientation != 1:  # Pillow has turned it upright
         notes, orientation = (*notes, "exif_rotated"), 1
-        extent, stored_size = (float(image.height), float(image.width)), resized_size
-    if pixels_HWC.ndim == 2:
-        pixels_HWC = pixels_HWC[:, :, None]
-    resized_HWC = resize(pixels_HWC, stored_size, extent=extent)
-    rgb_HWC, colour_notes = to_srgb(resized_HWC, icc_profile)
+        extent, stored_size = None, resized_size
+    resized_HWC = resize(stored.pixels_HWC, stored_size, extent=extent)
+    rgb_HWC, colour_notes = to_srgb(resized_HWC, stored.icc_profile)
     if orientation != 1:
         notes = ("exif_rotated", *notes)
     if header.is_animated:
@@ -133,29 +129,45 @@ def turn_upright(pixels_HWC: Pixels, exif_orientation: int) -> Pixels:
     return pixels_HWC
 
 
-def _load(
-    data: bytes, header: PictureHeader, least_size: tuple[int, int]
-) -> tuple[Image.Image, tuple[float, float]]:
-    """Decodes, a JPEG at the smallest scale that is not below ``least_size``.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The pixels of a file as they lie in it, grey, RGB or CMYK.
 
-    Returns:
-        The image, and which (height, width) of it is picture; the rest of its last row or column
-        is not.
+    ``extent`` is the (height, width) of them that is picture, with fractions; None is all.
     """
+
+    pixels_HWC: Pixels
+    extent: tuple[float, float] | None
+    icc_profile: bytes | None
+    notes: tuple[str, ...]
+
+
+def _decode(data: bytes, header: PictureHeader, least_size: tuple[int, int]) -> _Stored:
+    """Decodes, a JPEG at the smallest scale that is not below ``least_size``."""
     image = open_picture(data, header.format)
-    extent = (float(image.height), float(image.width))
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        drafted = image.draft(None, (least_size[1], least_size[0]))
-        if drafted is not None:
-            _, (_, _, width, height) = drafted
-            extent = (height, width)
+    icc_profile = image.info.get("icc_profile")
+    if header.format == "jpeg":
+        decoded = decode_jpeg(data, image.mode, header.stored_size, least_size)
+        if decoded is not None:
+            notes = ("cmyk",) if image.mode == "CMYK" else ()
+            pixels_HWC, extent = decoded
+            return _Stored(
+                pixels_HWC=pixels_HWC, extent=extent, icc_profile=icc_profile, notes=notes
+            )
     image.load()
-    return image, extent
+    icc_profile = image.info.get("icc_profile")  # some formats tell it after the pixels
+    image, notes = plain_image(image, bits=header.bits)
+    pixels_HWC = np.array(image)
+    if pixels_HWC.ndim == 2:
+        pixels_HWC = pixels_HWC[:, :, None]
+    return _Stored(pixels_HWC=pixels_HWC, extent=None, icc_profile=icc_profile, notes=notes)
 
 
 def _damage(header: PictureHeader, error: Exception) -> PictureError:
     cut_words = ("truncated", "too short", "unexpected end", "not enough", "premature", "eof")
-    is_cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in cut_words)
+    text = str(error).lower()
+    is_cut = isinstance(error, EOFError) or any(word in text for word in cut_words)
+    is_cut &= not text.startswith("corrupt jpeg data")  # "premature end of data segment": skipped
     height, width = header.stored_size
     return PictureError(
         RejectReason.TRUNCATED_IMAGE if is_cut else RejectReason.CORRUPT_IMAGE,

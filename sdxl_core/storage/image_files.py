@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from sdxl_core.contract.errors import RowError
 from sdxl_core.contract.reasons import Reason
+from sdxl_core.storage.jpeg_decoding import decode_jpeg
 
 ImageFormat = Literal["png", "webp", "jpeg"]
 
@@ -136,6 +137,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
             f"{max_pixels} are decoded",
         )
     try:
+        if image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info:
+            size = (image.height, image.width)
+            decoded = decode_jpeg(data, "RGB", size, size)
+            if decoded is not None:
+                return decoded[0]
         image.load()
         if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips them
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -95,7 +95,12 @@ class ZeroEngine:
         self._zero = self.module.optimizer
         self._optimizer: torch.optim.Optimizer = self._zero.optimizer
         self._places = list(_places(self.module))
-        self._flats = list({id(place.flat): place.flat for place in self._places}.values())
+        # All of them, also those of a worker that has nothing but the padding at the end.
+        self._flats: list[Tensor] = (
+            self._zero.fp32_partitioned_groups_flat
+            if settings.stage == 3
+            else self._zero.single_partition_of_fp32_groups
+        )
         self._average = FlatAverage(self._flats, decay=settings.ema_decay)
         self._reset(weights)
 

@@ -10,7 +10,16 @@ import torch.distributed as dist
 from sdxl_core.storage.stores import open_store
 from sdxl_core.training.checkpoint_store import committed_steps, fetch_states, read_record
 from sdxl_core.training.pieces import PieceReader, read_parameters
-from tests.cluster.train_group import ToyRun, run_group, same_bits, state_of
+from sdxl_core.training.sample_draws import normals
+from tests.cluster.train_group import (
+    GLOBAL_BATCH_SIZE,
+    WIDTH,
+    ToyRun,
+    run_group,
+    same_bits,
+    state_of,
+    toy_network,
+)
 
 STAGES = (1, 2, 3)
 
@@ -77,11 +86,32 @@ def train_straight(folder: Path) -> None:
     ToyRun(folder / "straight", 2, precision="float32").train(8)
 
 
+def plain_training(num_steps: int) -> torch.Tensor:
+    """What torch's own AdamW makes of the same samples, all in one process."""
+    network = toy_network()
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+    for step in range(num_steps):
+        seeds = [1000 * step + row for row in range(GLOBAL_BATCH_SIZE)]
+        input_BW = normals(seeds, (WIDTH,), "noise")
+        loss = (network(input_BW) - input_BW.flip(1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        optimizer.step()
+    weights = dict(network.named_parameters())
+    return torch.cat([weights[name].detach().flatten() for name in sorted(weights)])
+
+
 def test_other_world_sizes_and_stages_go_on_from_the_same_checkpoint(tmp_path: Path) -> None:
-    """4 -> 2 -> 1 -> 2 workers, at stages 3, 1, 2 and 3: the run is the one of two workers."""
+    """4 -> 2 -> 1 -> 2 workers, at stages 3, 1, 2 and 3: the run is that of two workers throughout,
+    and that is AdamW on the mean of the global batch."""
     run_group(train_straight, world_size=2, folder=tmp_path)
     for num_steps, world_size, stage in ((2, 4, 3), (4, 2, 1), (6, 1, 2), (8, 2, 3)):
         run_group(train_on, world_size=world_size, folder=tmp_path, arguments=(stage, num_steps))
+    torch.testing.assert_close(
+        whole(tmp_path / "straight", 8, "master"), plain_training(8), rtol=1e-4, atol=1e-6
+    )
     for kind in ("master", "average", "exp_avg", "exp_avg_sq"):
         torch.testing.assert_close(
             whole(tmp_path / "elastic", 8, kind),

@@ -20,6 +20,7 @@ from sdxl_core.data.decoding import decode_resized
 from sdxl_core.data.geometry import covering_size
 from sdxl_core.data.headers import read_header
 from sdxl_core.data.sample_maker import PictureOptions, make_samples
+from sdxl_core.storage.jpeg_decoding import decode_jpeg
 
 MEGAPIXELS = (0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 8.0, 12.0)
 ASPECTS = (3 / 2, 4 / 3, 3 / 4, 16 / 9, 1.0)  # width / height
@@ -34,8 +35,8 @@ sensor's grain, quality 90, 4:2:0), {low} to {high} megapixels, each made into o
 buckets on one thread. Every side covers the same bucket with an antialiased resize, crops the
 middle and encodes a JPEG of quality 95.
 
-- *sdxl prepare*: `make_samples` as the job calls it: header, filters, SHA-256, decoding, bicubic
-  resize, perceptual hash, crop, JPEG 4:4:4.
+- *sdxl prepare*: `make_samples` as the job calls it: header, filters, SHA-256, decoding (damage
+  is an error), bicubic resize, perceptual hash, crop, JPEG 4:4:4.
 - *Pillow*: open, EXIF rotation, convert to RGB, bicubic resize (the same filter), crop, JPEG 4:4:4.
 - *img2dataset's way*: what its resizer does, written anew here with the same OpenCV calls:
   `imdecode`, INTER_AREA to make smaller and INTER_LANCZOS4 (not antialiased) to make larger, crop,
@@ -128,12 +129,9 @@ def pillow_loop(data: bytes) -> bytes:
 
 
 def scaled_decode(data: bytes) -> object:
-    """The part that no Python can make faster."""
-    header = read_header(data)
-    image = Image.open(io.BytesIO(data))
-    height, width = covering_size(header.size, nearest_bucket(*header.size))
-    image.draft(None, (width, height))
-    return image.load()
+    """The part that nobody can make faster."""
+    size = read_header(data).size
+    return decode_jpeg(data, "RGB", size, covering_size(size, nearest_bucket(*size)))
 
 
 def cv2_side() -> Side | None:
@@ -192,21 +190,12 @@ def _report(
         for name in names
     }
     num_files = sum(map(len, files.values()))
-    by_size: list[dict[str, Any]] = []
-    for size, sides in took.items():
-        medians = {name: statistics.median(t.cpu_s for t in sides[name]) for name in names}
-        row: dict[str, Any] = {"megapixels": size}
-        row |= {f"{name}, images/s": len(files[size]) / medians[name] for name in names}
-        row |= {f"over {name}": medians[name] / medians[OURS] for name in names if name != OURS}
-        row["closeness to Pillow, dB"] = min(map(closeness_db, files[size]))
-        by_size.append(row)
+    by_size = _by_size(files, took)
     ratios = {
         name: [other / ours for other, ours in zip(seconds[name], seconds[OURS], strict=True)]
         for name in names
         if name != OURS
     }
-    targets = [_target(PILLOW, ratios, OVER_PILLOW)]
-    targets += [_target(CV2, ratios, OVER_CV2)] if CV2 in ratios else []
     values = {
         "num_files": num_files,
         "images_per_cpu_second": {
@@ -216,6 +205,7 @@ def _report(
         "share_of_scaled_decode": round(statistics.median(ratios[DECODE]), 4),
         "by_size": by_size,
         "pillow": PIL.__version__,
+        "simplejpeg": importlib.metadata.version("simplejpeg"),
         "opencv": _opencv(),
     }
     write_results(
@@ -234,17 +224,46 @@ def _report(
             ],
             "by size": by_size,
         },
-        targets=targets,
+        targets=_targets(ratios, by_size),
         is_trial=is_trial,
     )
 
 
-def _target(name: str, ratios: Mapping[str, Sequence[float]], wanted: float) -> Target:
-    return Target(
-        name=f"images/s over {name}, all sizes",
-        found=statistics.median(ratios[name]),
-        wanted=wanted,
-    )
+def _by_size(
+    files: Mapping[float, Sequence[bytes]], took: Mapping[float, Mapping[str, Sequence[Took]]]
+) -> list[dict[str, Any]]:
+    rows = []
+    for size, sides in took.items():
+        medians = {name: statistics.median(t.cpu_s for t in some) for name, some in sides.items()}
+        row: dict[str, Any] = {"megapixels": size}
+        row |= {f"{name}, images/s": len(files[size]) / medians[name] for name in sides}
+        row |= {f"over {name}": medians[name] / medians[OURS] for name in sides if name != OURS}
+        row["closeness to Pillow, dB"] = min(map(closeness_db, files[size]))
+        rows.append(row)
+    return rows
+
+
+def _targets(
+    ratios: Mapping[str, Sequence[float]], by_size: Sequence[Mapping[str, Any]]
+) -> list[Target]:
+    wanted = {PILLOW: OVER_PILLOW} | ({CV2: OVER_CV2} if CV2 in ratios else {})
+    targets = [
+        Target(
+            name=f"images/s over {name}, all files",
+            found=statistics.median(ratios[name]),
+            wanted=least,
+        )
+        for name, least in wanted.items()
+    ]
+    targets += [
+        Target(
+            name=f"images/s over {name}, at the worst size",
+            found=min(row[f"over {name}"] for row in by_size),
+            wanted=least,
+        )
+        for name, least in wanted.items()
+    ]
+    return targets
 
 
 def _opencv() -> str:

@@ -122,16 +122,19 @@ def test_flat_average_of_bfloat16_weights_is_float32() -> None:
     assert 1.0 < average.shadows[0][0].item() < 1.0078125
 
 
-def test_in_place_of_lends_the_mean_and_gives_the_weights_back_bit_for_bit() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_place_of_lends_the_mean_and_gives_the_weights_back_bit_for_bit(
+    dtype: torch.dtype,
+) -> None:
     start, *walk = _walk(5)
     average = FlatAverage(start, decay=0.5)
     for flats in walk:
         average.update(flats)
-    live = [flat.bfloat16() for flat in walk[-1]]
+    live = [flat.to(dtype) for flat in walk[-1]]
     before = [flat.clone() for flat in live]
     with average.in_place_of(live):
         assert all(
-            torch.equal(flat, shadow.bfloat16())
+            torch.equal(flat, shadow.to(dtype))
             for flat, shadow in zip(live, average.shadows, strict=True)
         )
     assert all(torch.equal(flat, own) for flat, own in zip(live, before, strict=True))

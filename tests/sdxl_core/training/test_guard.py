@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from sdxl_core.contract.errors import ConfigError, JobError
 from sdxl_core.training.guard import StepGuard, guarded_step, skipped_if
@@ -121,6 +122,17 @@ def test_judge_never_makes_the_host_wait_for_the_device() -> None:
     """Tensors of the meta device have no values, so looking at one is an error."""
     guard = StepGuard(device="meta")
     assert guard.judge(torch.ones((), device="meta")).is_meta
+
+
+def test_guarded_step_never_makes_the_host_wait_for_the_device() -> None:
+    """Fake tensors have no values either, and torch's fused optimizers know them."""
+    with FakeTensorMode():
+        module, optimizer = _start()
+        loss = module(torch.ones(2, 3)).mean()
+        loss.backward()
+        norm = guarded_step(module.parameters(), optimizer, StepGuard(), loss=loss)
+        with pytest.raises(DataDependentOutputException):
+            norm.item()
 
 
 def test_skipped_if_ends_with_the_block() -> None:

@@ -11,9 +11,12 @@ NAMES = (
     "engine_vs_diffusers",
     "job_vs_engine",
     "plan_million",
+    "plan_batches",
     "driver_memory",
     "kill_and_resume",
     "prepare_pictures",
+    "prepare_job",
+    "read_samples",
     "gpu_generate",
 )
 BY_DEFAULT = NAMES[:-1]

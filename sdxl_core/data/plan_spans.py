@@ -56,7 +56,7 @@ def plan_parts(
     """Looks at every unit of ``manifest``.
 
     Raises:
-        ConfigError: settings that do not fit the manifest.
+        ConfigError: settings that do not fit the manifest, or that drop all of its rows.
     """
     order_U = np.argsort(manifest.unit_bucket, kind="stable").astype(np.int32)
     bounds = np.cumsum(np.bincount(manifest.unit_bucket, minlength=len(manifest.buckets)))[:-1]
@@ -73,21 +73,20 @@ def plan_parts(
         for bucket, units in zip(manifest.buckets, np.split(order_U, bounds), strict=True)
     )
     buckets = manifest.buckets
-    return PlanParts(
+    parts = PlanParts(
         settings=settings,
         buckets=buckets,
         sizes=batch_sizes(buckets, settings, world_batch_multiple=world_batch_multiple),
         streams=streams,
         shares=bucket_shares(buckets, [stream.rows_per_pass for stream in streams], settings),
     )
+    if settings.remainder == "drop":
+        _require_a_batch(parts)
+    return parts
 
 
 def epoch_spans(parts: PlanParts, epoch: int) -> list[EpochSpan]:
-    """What epoch ``epoch`` (from 0) takes from each stream.
-
-    Raises:
-        ConfigError: there is not one batch, and with ``drop`` there never will be.
-    """
+    """What epoch ``epoch`` (from 0) takes from each stream."""
     remainder = parts.settings.remainder
     spans = []
     edges = (_rows_before(parts, epoch), _rows_before(parts, epoch + 1))
@@ -101,12 +100,6 @@ def epoch_spans(parts: PlanParts, epoch: int) -> list[EpochSpan]:
         else:
             first, num_batches = start, -(-num_rows // size)
         spans.append(EpochSpan(first=first, num_rows=num_rows, num_batches=num_batches))
-    if remainder == "drop" and not any(span.num_batches for span in spans):
-        raise ConfigError(
-            f"epoch {epoch}: none of {len(spans)} buckets has rows for one batch of "
-            f"{min(parts.sizes)}; make global_batch_size smaller, merge buckets, or choose "
-            'remainder = "carry" or "repeat"'
-        )
     return spans
 
 
@@ -126,6 +119,21 @@ def _pieces(span: EpochSpan, start: int, count: int) -> Iterator[tuple[int, int,
         num_rows = min(count, span.num_rows - local)
         yield num_wraps, span.first + local, num_rows
         start, count = start + num_rows, count - num_rows
+
+
+def _require_a_batch(parts: PlanParts) -> None:
+    rows = [
+        0.0 if is_left_out(bucket, parts.settings) else stream.rows_per_pass
+        for bucket, stream in zip(parts.buckets, parts.streams, strict=True)
+    ]
+    if parts.shares is not None:
+        rows = [sum(rows) * share / SHARE_ONE for share in parts.shares]
+    if all(count < size for count, size in zip(rows, parts.sizes, strict=True)):
+        raise ConfigError(
+            f"batch plan: none of {len(rows)} buckets has rows for one batch of "
+            f"{min(parts.sizes)} in an epoch, the largest has {max(rows):.0f}; make "
+            'global_batch_size smaller, merge buckets, or choose remainder = "carry" or "repeat"'
+        )
 
 
 def _rows_before(parts: PlanParts, epoch: int) -> list[int]:

@@ -295,6 +295,15 @@ def test_epoch_without_a_batch_is_passed_over() -> None:
     assert first_batches(manifest, settings, 2)[1].epoch == 4
 
 
+def test_epoch_that_drops_all_of_its_rows_is_passed_over() -> None:
+    """The only unit is in every second pass."""
+    manifest = make_manifest([(0, 8, 0)], weights=(0.5,))
+    settings = PlanSettings(seed=0, global_batch_size=4, remainder="drop")
+    epochs = [plan_epoch(manifest, settings, epoch).num_batches for epoch in range(6)]
+    assert epochs == [0, 2, 0, 2, 0, 2]
+    assert epoch_of(manifest, settings, 5) == (5, 1)
+
+
 # Statistics
 
 

@@ -120,7 +120,7 @@ def run_decoder(work: Path) -> None:
 def run_denoiser(work: Path, preset: ModelPreset) -> None:
     """Stages ``base`` and ``refiner``."""
     if preset.kind == "base":
-        settings = LoopSettings(num_steps=5000, peak_learning_rate=8e-4)
+        settings = LoopSettings(num_steps=6000, peak_learning_rate=8e-4)
     else:
         settings = LoopSettings(num_steps=600, peak_learning_rate=1e-3)
     shards = load_latents(work, spoilt=preset.kind == "refiner")

@@ -50,23 +50,21 @@ def test_draw_batch_keeps_caption_and_conditioning_together(
     assert batch.time_ids_BN.dtype == torch.float32
 
 
-def test_draw_batch_of_places_only_draws_captions_that_say_where_things_are(
-    encoders: TextEncoders,
-) -> None:
+def test_draw_batch_of_singles_only_draws_captions_of_one_object(encoders: TextEncoders) -> None:
     torch.manual_seed(0)
     shard = encode_scenes(build_vae(TINY), bucket=(128, 128), num_samples=24, seed=0)
     encoded = encode_shard(encoders, shard, kind="base")
-    batch = draw_batch([encoded], batch_size=64, kind="base", scaling_factor=1.0, places_only=True)
-    placing = re.compile(r"left|right|top|bottom|center|above|below")
+    batch = draw_batch([encoded], batch_size=64, kind="base", scaling_factor=1.0, singles_only=True)
     drawn = {
         caption
         for states_TD in batch.states_BTD
         for caption, own_TD in zip(shard.captions, encoded.states_NTD, strict=True)
         if torch.equal(own_TD.float(), states_TD)
     }
+    several = re.compile(r"left of|right of|above|below|two|three|four")
     assert drawn
-    assert all(placing.search(caption) for caption in drawn)
-    assert any(not placing.search(caption) for caption in shard.captions)
+    assert not any(several.search(caption) for caption in drawn)
+    assert any(several.search(caption) for caption in shard.captions)
 
 
 def test_give_states_unit_scale_makes_words_spread_by_one(encoders: TextEncoders) -> None:

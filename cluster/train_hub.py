@@ -12,7 +12,7 @@ from cluster.telemetry import DRAIN_TIMEOUT_S
 logger = logging.getLogger(__name__)
 
 
-@ray.remote(num_cpus=0, max_concurrency=1)
+@ray.remote(num_cpus=0)
 class _TrainHub:
     """Holds what has not been taken yet."""
 

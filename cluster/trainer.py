@@ -15,9 +15,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+
+# Ray 2.60 swaps these in for those of its first version when it is imported, which no checker sees.
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from cluster.resources import ClusterSize
 from cluster.train_hub import drain_reports, start_train_hub

@@ -78,12 +78,12 @@ def list_source(url: str, *, retries: int = 6, timeout_s: float = 30.0) -> Listi
     while _RANGE.search(urls[0]):
         urls = [whole for part in urls for whole in _expanded(part)]
     if _MAGIC.search(url):
-        if len(urls) > 1:
+        if urls != [url]:
             raise ConfigError(f"{url}: expected {{..}} or *, found both; use * alone")
         folder, pattern = _split_pattern(url)
         store = open_store(folder, retries=retries, timeout_s=timeout_s)
         return Listing(url=url, store=store, pattern=glob_translate(pattern))
-    if len(urls) > 1:
+    if urls != [url]:
         folder = _split_pattern(url)[0]
         store = open_store(folder, retries=retries, timeout_s=timeout_s)
         start = len(folder.rstrip("/")) + 1

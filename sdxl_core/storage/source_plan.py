@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,8 +20,8 @@ from sdxl_core.storage.source_listing import (
     Listing,
     detect_kind,
     list_source,
-    split_weight,
 )
+from sdxl_core.storage.source_lists import NamedSource, name_sources
 from sdxl_core.storage.source_members import DEFAULT_CAPTION_KEY
 from sdxl_core.storage.source_slices import SourceKind, SourceSlice
 from sdxl_core.storage.source_table_plan import TableRequest, plan_table, referenced_files
@@ -34,13 +34,17 @@ DEFAULT_BYTES_PER_SLICE: Final = 256 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedSource:
-    """One source. ``weight`` is for those who draw samples later: nothing is repeated here."""
+    """One source. ``weight`` is for those who draw samples later: nothing is repeated here.
+
+    ``own_settings`` are those of a list of sources that differ from the settings of all.
+    """
 
     url: str
     kind: SourceKind
     weight: float
     num_slices: int
     num_rows: int | None
+    own_settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,10 @@ class SourcePlan:
         """Identity of the input, hex: names and sizes of files, and content of text tables."""
         digest = hashlib.blake2b(digest_size=16)
         for source_index, unit in zip(self.source_of_unit, self.units, strict=True):
-            weight = self.sources[source_index].weight
-            digest.update(f"{source_index} {weight} {unit.num_slices} {unit.digest}\n".encode())
+            source = self.sources[source_index]
+            own = "".join(f" {name}={value}" for name, value in source.own_settings.items())
+            text = f"{source_index} {source.weight} {unit.num_slices} {unit.digest}{own}\n"
+            digest.update(text.encode())
         return digest.hexdigest()
 
     def slice(self, index: int) -> SourceSlice:
@@ -110,8 +116,8 @@ def plan_sources(
 
     Args:
         urls: files, folders, patterns (``*``, ``{000..123}``), local or ``s3://``; ``URL@2.5``
-            gives the source a weight.
-        kind: of all sources; "auto" looks at the names of the files.
+            gives the source a weight; a ``.toml`` file lists sources, see ``source_lists``.
+        kind: of sources without a kind of their own; "auto" looks at the names of the files.
         image_column: of tables, see ``SourceColumns``; None finds it by name.
         uri_column: likewise.
         caption_column: likewise.
@@ -126,7 +132,8 @@ def plan_sources(
         SchemaError: if a table has no such columns.
         StoreError: if a store cannot be listed or a table cannot be read.
     """
-    _check_sizes(len(urls), rows_per_slice, bytes_per_slice)
+    named = name_sources(urls)
+    _check_sizes(len(named), rows_per_slice, bytes_per_slice)
     request = TableRequest(
         image=image_column,
         uri=uri_column,
@@ -140,8 +147,8 @@ def plan_sources(
     sources: list[PlannedSource] = []
     units: list[Unit] = []
     source_of_unit: list[int] = []
-    for source_index, text in enumerate(urls):
-        source, found = _plan_source(text, kind, request)
+    for source_index, one in enumerate(named):
+        source, found = _plan_source(one, kind, request)
         sources.append(source)
         units += found
         source_of_unit += [source_index] * len(found)
@@ -163,19 +170,27 @@ def _check_sizes(num_urls: int, rows_per_slice: int, bytes_per_slice: int) -> No
 
 
 def _plan_source(
-    text: str, kind: SourceKind | Literal["auto"], request: TableRequest
+    named: NamedSource, kind: SourceKind | Literal["auto"], request: TableRequest
 ) -> tuple[PlannedSource, list[Unit]]:
-    url, weight = split_weight(text)
-    listing = list_source(url, retries=request.retries, timeout_s=request.timeout_s)
+    kind = named.kind or kind
+    request = dataclasses.replace(
+        request,
+        image=named.image_column or request.image,
+        uri=named.uri_column or request.uri,
+        caption=named.caption_column or request.caption,
+        caption_key=named.caption_key or request.caption_key,
+    )
+    listing = list_source(named.url, retries=request.retries, timeout_s=request.timeout_s)
     found_kind = detect_kind(listing) if kind == "auto" else kind
     found = list(_units(listing, found_kind, request))
     counts = [unit.num_rows for unit in found]
     if not sum(unit.num_slices for unit in found):
-        raise ConfigError(f"{url}: expected a {found_kind} source, found no rows there")
+        raise ConfigError(f"{named.url}: expected a {found_kind} source, found no rows there")
     source = PlannedSource(
         url=listing.url,
         kind=found_kind,
-        weight=weight,
+        weight=named.weight,
+        own_settings=named.own_settings,
         num_slices=sum(unit.num_slices for unit in found),
         num_rows=None if None in counts else sum(count or 0 for count in counts),
     )

@@ -105,7 +105,8 @@ def adaptive_weight(
     (kept_gradient,) = torch.autograd.grad(kept, last_weight, retain_graph=True)
     (adversarial_gradient,) = torch.autograd.grad(adversarial, last_weight, retain_graph=True)
     ratio = kept_gradient.float().norm() / (adversarial_gradient.float().norm() + 1e-4)
-    return ratio.clamp(0.0, most).detach()
+    factor: Tensor = ratio.clamp(0.0, most).detach()
+    return factor
 
 
 @contextlib.contextmanager

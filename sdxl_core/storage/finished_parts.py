@@ -18,6 +18,7 @@ from sdxl_core.contract.reject_reasons import RejectReason
 from sdxl_core.contract.samples import rejected_schema, staged_schema
 from sdxl_core.contract.seeds import row_seed
 from sdxl_core.storage.parts import FileEntry, PartRecord
+from sdxl_core.storage.previews import PREVIEWED_GROUPS, small_pictures, write_previews
 from sdxl_core.storage.sample_parts import (
     Bucket,
     SampleFormat,
@@ -63,7 +64,7 @@ def finish_group(
         group: which one, 0 to ``layout.num_groups - 1``.
         output_format: of the samples.
         encode: turns pictures into moments; None keeps pictures. If any crop of a source row has
-            none, the whole row is rejected.
+            none, the whole row is rejected. Of some groups small pictures stay in ``staging``.
 
     Returns:
         The record. Its rows are samples and rejected rows; ``extra`` holds ``num_source_rows`` and
@@ -77,6 +78,7 @@ def finish_group(
     staged, rejected = read_group(staging, layout, group)
     totals: list[SampleTotals] = []
     keys: list[set[tuple[int, int]]] = []
+    previews: list[pa.Table] = []
 
     def finished_buckets() -> Iterator[tuple[Bucket, pa.Table]]:
         for bucket, samples in split_by_bucket(staged, seed=layout.seed):
@@ -84,6 +86,8 @@ def finish_group(
                 encoded = encode(bucket, samples)
                 is_bad_N = _rows_without_moments(encoded)
                 rejected.append(_as_rejected(encoded.filter(pa.array(is_bad_N))))
+                if group < PREVIEWED_GROUPS:
+                    previews.append(small_pictures(samples.filter(pa.array(~is_bad_N))))
                 samples = encoded.filter(pa.array(~is_bad_N))
             if samples.num_rows:
                 keys.append(set(_row_keys(samples)))
@@ -91,6 +95,7 @@ def finish_group(
                 yield bucket, samples
 
     files = write_sample_part(store, group, finished_buckets(), output_format=output_format)
+    write_previews(staging, group, previews)
     rejected_rows = _in_source_order(rejected)
     keys.append(set(_row_keys(rejected_rows)))
     totals.append(tally_rejected(rejected_rows))

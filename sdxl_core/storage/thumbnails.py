@@ -17,8 +17,10 @@ from sdxl_core.contract.samples import SAMPLE_IMAGE_COLUMN
 from sdxl_core.storage.contact_sheet import Cell, draw_contact_sheet, fitted
 from sdxl_core.storage.image_files import decode_image
 from sdxl_core.storage.parts import read_part_records
+from sdxl_core.storage.previews import read_previews
 from sdxl_core.storage.sample_parts import Bucket, bucket_of_path, read_first_samples
 from sdxl_core.storage.sample_totals import UPSCALED_ABOVE
+from sdxl_core.storage.staged_parts import staging_store
 from sdxl_core.storage.stores import Store
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,11 @@ def write_thumbnail_sheets(
 def first_samples(
     store: Store, *, num_samples: int = NUM_CELLS
 ) -> Iterable[tuple[Bucket, pa.Table]]:
-    """The first samples of every bucket of a finished dataset that holds pictures."""
+    """The first samples of every bucket of a finished dataset.
+
+    Where latents are kept it is those whose small pictures are still staged, if any.
+    """
+    previews = read_previews(staging_store(store))
     found: dict[Bucket, list[str]] = {}
     for record in read_part_records(store):
         for file in record.files:
@@ -62,6 +68,9 @@ def first_samples(
             if bucket is not None:
                 found.setdefault(bucket, []).append(file.path)
     for bucket, paths in sorted(found.items()):
+        if bucket in previews:
+            yield bucket, previews[bucket].slice(0, num_samples)
+            continue
         tables: list[pa.Table] = []
         for path in paths:
             tables.append(read_first_samples(store, path, num_samples=num_samples))

@@ -5,11 +5,20 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from sdxl_core.contract.samples import staged_table
-from sdxl_core.storage.sample_parts import SampleFormat, bucket_path, read_bucket_file
+from sdxl_core.storage.image_files import decode_image
+from sdxl_core.storage.integrity import check_dataset
+from sdxl_core.storage.previews import NUM_PREVIEWS, small_pictures
+from sdxl_core.storage.sample_parts import (
+    Bucket,
+    SampleFormat,
+    bucket_path,
+    read_bucket_file,
+)
 from sdxl_core.storage.stores import Store, open_store
 from sdxl_core.storage.thumbnails import first_samples, write_thumbnail_sheets
 from tests.sdxl_core.storage.staged_samples import (
@@ -68,8 +77,40 @@ def test_picture_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert num_pictures(store, paths[16, 16]) == 2
 
 
-def test_dataset_of_latents_has_no_pictures_to_show(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output_format", get_args(SampleFormat))
+def test_dataset_of_latents_shows_small_pictures_of_kept_samples_while_it_is_staged(
+    tmp_path: Path, output_format: SampleFormat
+) -> None:
     store = open_store(tmp_path)
-    staging = stage(store, [plain_rows(3)])
-    finish(store, staging, plan(staging), encode=lambda _, s: as_moments(s, [b"m"] * s.num_rows))
+    staging = stage(store, [plain_rows(9), plain_rows(30, part=1)])
+    layout = plan(staging, group_bytes=12_000)
+
+    def encode(_bucket: Bucket, samples: pa.Table) -> pa.Table:
+        is_bad = [row == 3 for row in samples["row_index"].to_pylist()]
+        return as_moments(samples, [None if bad else b"m" for bad in is_bad])
+
+    finish(store, staging, layout, encode=encode, output_format=output_format)
+    assert layout.num_groups > 1
+
+    buckets = dict(first_samples(store))
+    paths = write_thumbnail_sheets(store, buckets.items())
+
+    assert set(buckets) == set(BUCKETS)
+    for bucket, samples in buckets.items():
+        assert 3 not in samples["row_index"].to_pylist()
+        sizes = zip(samples["target_height"], samples["target_width"], strict=True)
+        assert {(height.as_py(), width.as_py()) for height, width in sizes} == {bucket}
+        assert samples.num_rows == NUM_PREVIEWS
+        shown = decode_image(samples["image"][0].as_py())
+        assert shown.shape == (2 * bucket[0], 2 * bucket[1], 3)  # as large as a cell shows it
+        assert store.exists(paths[bucket])
+    assert not check_dataset(store).problems
+    for file in staging.list():
+        staging.delete(file.path)
     assert list(first_samples(store)) == []
+
+
+def test_preview_of_a_picture_that_cannot_be_read_is_left_out() -> None:
+    samples = [make_sample(0, 0), with_image(make_sample(0, 3), b"broken"), make_sample(0, 6)]
+    small = small_pictures(staged_table(samples, source_slice=0))
+    assert small["row_index"].to_pylist() == [0, 6]

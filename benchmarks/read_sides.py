@@ -6,6 +6,7 @@ Prints one line of JSON: samples delivered, seconds, and the mean of all pixels,
 are seen to deliver the same pictures.
 """
 
+import importlib
 import io
 import json
 import resource
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def main() -> None:
     """Runs ``SIDE JSON``: the side's name and its arguments."""
@@ -24,9 +27,11 @@ def main() -> None:
         write_mds(**given)
         return
     sides = {"ours": ours, "webdataset": webdataset_side, "mosaicml": mosaicml}
+    _import_libraries(side)
     started, cpu_started = time.perf_counter(), _cpu_s()
     first_s, num_samples, num_first, total, shapes = 0.0, 0, 0, 0.0, set()
-    for pixels_BHWC in sides[side](**given):
+    for batch in sides[side](**given):
+        pixels_BHWC = np.asarray(batch)  # a loader may have made it torch's
         num_samples += len(pixels_BHWC)
         shapes.add(tuple(pixels_BHWC.shape[1:]))
         # Looking at every 16th row and column is enough to know the pictures.
@@ -59,7 +64,6 @@ def ours(url: str, batch_size: int, num_workers: int) -> Iterator[Any]:
 
 def webdataset_side(urls: list[str], batch_size: int, num_workers: int) -> Iterator[Any]:
     """Its pipeline in the workers of its loader, with a stage that collects equal shapes."""
-    import numpy as np
     import webdataset as wds
 
     def same_shape(samples: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, list[str]]]:
@@ -127,11 +131,21 @@ def write_mds(tars: dict[str, list[str]]) -> None:
 
 
 def _stacked(samples: list[dict[str, Any]]) -> tuple[Any, list[str]]:
-    import numpy as np
     from PIL import Image
 
     pictures = [Image.open(io.BytesIO(sample["image"])).convert("RGB") for sample in samples]
     return np.stack([np.asarray(one) for one in pictures]), [one["caption"] for one in samples]
+
+
+def _import_libraries(side: str) -> None:
+    """What a side's function imports, so that it takes no time within the pass."""
+    if side == "ours":
+        importlib.import_module("sdxl_core.storage.sample_batches")
+    elif side == "webdataset":
+        importlib.import_module("webdataset")
+    else:
+        _import_streaming()
+        importlib.import_module("torch.utils.data")
 
 
 def _import_streaming() -> None:

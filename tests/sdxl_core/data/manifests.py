@@ -1,13 +1,16 @@
 """Manifests to plan with: a few units of any sizes, in a few buckets and datasets."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
-from sdxl_core.data.plan import GlobalBatch, PlanSettings, SampleManifest
+from sdxl_core.data.plan import GlobalBatch, PlanSettings, SampleManifest, plan_batches
 
+WEIGHTS = (1.0, 0.5, 2.25)  # of three datasets
 BUCKETS = ((64, 64), (64, 96), (96, 64), (128, 128))
 
 
@@ -85,3 +88,15 @@ def all_rows(manifest: SampleManifest, bucket: int | None = None) -> set[tuple[i
         if bucket is None or manifest.unit_bucket[unit] == bucket
         for row in range(count)
     }
+
+
+def first_batches(
+    manifest: SampleManifest, settings: PlanSettings, count: int, start: int = 0
+) -> list[GlobalBatch]:
+    return list(itertools.islice(plan_batches(manifest, settings, start=start), count))
+
+
+def needs_a_bucket(manifest: SampleManifest, settings: PlanSettings) -> None:
+    """Hypothesis may leave out each bucket that has rows."""
+    weights = settings.bucket_weights or {}
+    assume(any(weights.get(BUCKETS[number], 1.0) for number in set(manifest.unit_bucket.tolist())))

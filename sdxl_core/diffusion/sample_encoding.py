@@ -9,6 +9,7 @@ can draw from them; see ``nets.autoencoder.sample_latents``.
 # K captions of a row, T tokens, D text width, P pooled width.
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -22,8 +23,11 @@ from sdxl_core.diffusion.conditioning import TextPair, encode_pairs
 from sdxl_core.nets.autoencoder import encode_image
 from sdxl_core.nets.model import SdxlModel
 from sdxl_core.storage.image_files import decode_image
+from sdxl_core.storage.threads import map_in_order
 
 StoredDtype = Literal["float16", "float32"]
+
+_NUM_DECODE_THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,11 @@ class SampleEncoder:
 
     @torch.inference_mode()
     def _moments(self, images: pa.ChunkedArray) -> Iterator[list[npt.NDArray[Any] | None]]:
-        for start in range(0, len(images), self.batch_size):
-            files = images.slice(start, self.batch_size).to_pylist()
-            rgb_BHWC = torch.from_numpy(np.stack([decode_image(file) for file in files]))
+        # While the autoencoder is at one batch, the pictures of the next one are decoded.
+        files = (image.as_py() for image in images)
+        pictures = map_in_order(decode_image, files, num_threads=_NUM_DECODE_THREADS)
+        while batch := list(itertools.islice(pictures, self.batch_size)):
+            rgb_BHWC = torch.from_numpy(np.stack(batch))
             image_BCHW = rgb_BHWC.permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
             moments_BCHW = encode_image(self.model.vae, image_BCHW).cpu().numpy()
             with np.errstate(over="ignore", invalid="ignore"):  # looked for right after

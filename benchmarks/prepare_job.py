@@ -119,7 +119,8 @@ def _bare_rate(source: Path) -> float:
     num_rows, started = 0, time.perf_counter()
     for part in range(plan.num_slices):
         for raw in read_slice(plan.slice(part)):
-            assert isinstance(make_samples(raw, options), list)
+            made = make_samples(raw, options)
+            assert isinstance(made, list), made
             num_rows += 1
         if time.perf_counter() - started > 15:
             break

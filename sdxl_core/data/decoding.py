@@ -149,11 +149,9 @@ def _decode(data: bytes, header: PictureHeader, least_size: tuple[int, int]) -> 
     if header.format == "jpeg":
         decoded = decode_jpeg(data, image.mode, header.stored_size, least_size)
         if decoded is not None:
-            notes = ("cmyk",) if image.mode == "CMYK" else ()
+            ink: tuple[str, ...] = ("cmyk",) if image.mode == "CMYK" else ()
             pixels_HWC, extent = decoded
-            return _Stored(
-                pixels_HWC=pixels_HWC, extent=extent, icc_profile=icc_profile, notes=notes
-            )
+            return _Stored(pixels_HWC=pixels_HWC, extent=extent, icc_profile=icc_profile, notes=ink)
     image.load()
     icc_profile = image.info.get("icc_profile")  # some formats tell it after the pixels
     image, notes = plain_image(image, bits=header.bits)

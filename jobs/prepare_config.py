@@ -46,8 +46,8 @@ class PrepareConfig:
     """Turn image-text data into aspect buckets, nothing lost, nothing mislabelled."""
 
     source: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """WebDataset tars, a table or a folder of pictures; file, folder or glob; local or s3://. A local
-    .toml file lists several sources."""
+    """WebDataset tars, a table or a folder of pictures; file, folder or glob; local or s3://. A
+    local .toml file lists several sources."""
     out: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Directory of the samples dataset; local or s3://."""
     also: Annotated[tuple[str, ...], NOT_WHAT, tyro.conf.UseAppendAction] = ()

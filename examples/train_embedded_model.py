@@ -122,7 +122,7 @@ def run_denoiser(work: Path, preset: ModelPreset) -> None:
     if preset.kind == "base":
         settings = LoopSettings(num_steps=6000, peak_learning_rate=8e-4)
     else:
-        settings = LoopSettings(num_steps=600, peak_learning_rate=1e-3)
+        settings = LoopSettings(num_steps=2200, peak_learning_rate=1e-3)
     shards = load_latents(work, spoilt=preset.kind == "refiner")
     unet = train_denoiser(preset, load_encoders(work), shards, work, settings=settings)
     save_network(unet, work / f"{preset.name}.safetensors")

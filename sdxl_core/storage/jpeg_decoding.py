@@ -10,11 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-try:
-    import simplejpeg
-except ImportError:  # an environment from before it was needed: Pillow reads all JPEG files
-    simplejpeg = None
+import simplejpeg
 
 _COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # Pillow's word, the binding's
 _SCALES = (8, 4, 2)  # others take longer than they save
@@ -41,7 +37,7 @@ def decode_jpeg(
     Raises:
         ValueError: the data are damaged; the text is libjpeg's.
     """
-    if simplejpeg is None or mode not in _COLOURS:
+    if mode not in _COLOURS:
         return None
     (height, width), (least_height, least_width) = stored_size, least_size
     fits = min(height // least_height, width // least_width)

@@ -220,22 +220,3 @@ def diffusion_loss(
     if weight_T is not None:
         error_B = error_B * weight_T.to(error_B.device)[draw.timestep_B]
     return error_B.mean()
-
-
-def layout_weights(*, least: float = 0.2, most: float = 5.0) -> Tensor:
-    """Weights of the 1000 timesteps that make short trainings learn layout and colour sooner.
-
-    SDXL's plain objective spends most of its gradient on the last, almost clean levels, where the
-    noise is hard to tell from detail. These weights fall with the signal-to-noise ratio as in
-    min-SNR-5 (arXiv:2303.09556) and grow with the error that a wrong prediction leaves in the
-    picture, ``sqrt(1 + sigma^2)``, both within bounds.
-
-    Args:
-        least: lower bound, reached below sigma 0.2.
-        most: upper bound, reached above sigma 4.9.
-    """
-    kept_T = torch.tensor(scaled_linear_alphas_cumprod(), dtype=torch.float32)
-    variance_T = (1 - kept_T) / kept_T
-    min_snr_T = (5.0 * variance_T).clamp(least, 1.0)
-    weight_T: Tensor = min_snr_T * (1 + variance_T).sqrt().clamp(max=most)
-    return weight_T

@@ -108,11 +108,15 @@ class _Teller:
     """The first worker tells people and the driver what all workers have found."""
 
     def __init__(self, work: TrainWork, store: Store, hub: Any, *, start_step: int) -> None:
-        self._store, self._hub = store, hub
+        self._work, self._store, self._hub = work, store, hub
         self._tracker = Tracker(store, start_step=start_step, tensorboard=work.tensorboard)
 
     def report(self, progress: Progress, values: dict[str, float]) -> None:
         self._tracker.add(progress.step, values)
+        every, after = self._work.checkpoint_every, progress.step + self._work.report_every
+        if every and (after - 1) // every > (progress.step - 1) // every:
+            # A resume goes on from a checkpoint before the next report: what led there is kept.
+            self._tracker.flush()
         self._hub.report.remote({"step": float(progress.step), **values})
 
     def show(self, step: int, pictures: Sequence[Picture]) -> None:

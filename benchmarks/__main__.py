@@ -8,6 +8,7 @@ import importlib
 import sys
 
 NAMES = (
+    "embedded_model",
     "engine_vs_diffusers",
     "job_vs_engine",
     "plan_million",

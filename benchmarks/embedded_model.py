@@ -12,6 +12,7 @@ import dataclasses
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,13 @@ def to_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures and writes both result files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="share of the 500 prompts")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS / "embedded_model")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     counts = {kind: round(n * arguments.share) for kind, n in EVALUATION_COUNTS.items()}
     descriptions = held_out_descriptions(counts)
     result = {

@@ -34,7 +34,7 @@ from sdxl_core.data.plan import (
 )
 from sdxl_core.storage.sample_reading import read_unit
 from sdxl_core.storage.stores import open_file
-from sdxl_core.training.sample_batches import SampleBatch, SampleView, gather_rows, make_batch
+from sdxl_core.training.seeded_batches import SampleBatch, SampleView, gather_rows, make_batch
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from cluster.ingest import RankStep
 from cluster.train_meter import Meter, Wishes
 from cluster.zero import ZeroEngine
 from sdxl_core.contract.errors import JobError
-from sdxl_core.training.sample_batches import SampleBatch
+from sdxl_core.training.seeded_batches import SampleBatch
 from sdxl_core.training.seeded_objective import SampleLosses
 
 

@@ -14,7 +14,7 @@ from sdxl_core.nets.weights import load_model
 from sdxl_core.storage.parts import read_run_toml
 from sdxl_core.storage.sample_reading import read_unit
 from sdxl_core.storage.stores import open_file, open_store
-from sdxl_core.training.sample_batches import Pixels
+from sdxl_core.training.seeded_batches import Pixels
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from sdxl_core.training.checkpoint_store import (
 )
 from sdxl_core.training.conditions import allow_dropped_numbers
 from sdxl_core.training.frozen_parts import FrozenParts, freeze
-from sdxl_core.training.sample_batches import SampleBatch
+from sdxl_core.training.seeded_batches import SampleBatch
 from sdxl_core.training.seeded_objective import ObjectiveTables, SampleLosses, losses_of_samples
 
 logger = logging.getLogger(__name__)

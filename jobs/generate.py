@@ -8,10 +8,8 @@ is finished does nothing. To run it:
 """
 
 import dataclasses
-import json
 import logging
 import time
-from typing import Any
 
 from cluster.calibration import measure_flops_per_s
 from cluster.ledger import Ledger, Models, RunPlan, load_or_make_plan, open_models
@@ -24,6 +22,7 @@ from cluster.session import ray_session
 from cluster.telemetry import EventLog, drain, start_hub
 from cluster.work import GenerateWork
 from jobs.generate_config import GenerateConfig, GenerateSummary
+from jobs.registry import Plan
 from sdxl_core.contract.config import refuse_mismatch, to_toml
 from sdxl_core.contract.errors import ConfigError, JobError
 from sdxl_core.storage.parts import read_run_toml, read_summary
@@ -36,22 +35,6 @@ __all__ = ["GenerateConfig", "GenerateSummary", "plan", "run"]
 
 # Rows that must be done before the share of failed ones says anything.
 MIN_ROWS_FOR_SHARE = 100
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneratePlan:
-    """What ``--plan`` shows."""
-
-    lines: tuple[str, ...]
-    values: dict[str, Any]
-
-    def describe(self) -> str:
-        """For people."""
-        return "\n".join(self.lines)
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.values)
 
 
 def run(config: GenerateConfig) -> GenerateSummary:
@@ -79,13 +62,13 @@ def run(config: GenerateConfig) -> GenerateSummary:
     return _summarise(config, store, ledger, len(open_parts), time.monotonic() - started)
 
 
-def plan(config: GenerateConfig) -> GeneratePlan:
+def plan(config: GenerateConfig) -> Plan:
     """Says what ``run`` would do; reads the table and measures a few steps, writes nothing."""
     store = _open_output(config)
     with ray_session(config.how.address, no_progress_timeout_s=config.how.no_progress_timeout_s):
         prepared = _prepare(config, store)
         flops_per_s = measure_flops_per_s(prepared.work, prepared.pools)
-        return GeneratePlan(**prepared.plan.describe(prepared.pools, flops_per_s, config.format))
+        return Plan(**prepared.plan.describe(prepared.pools, flops_per_s, config.format))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

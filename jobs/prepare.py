@@ -22,8 +22,9 @@ from cluster.prepare_survey import count_all, sample_headers
 from cluster.session import ray_session
 from jobs.prepare_config import PrepareConfig, PrepareSummary
 from jobs.prepare_options import find_sources, work_of
-from jobs.prepare_preview import PreparePreview, preview
+from jobs.prepare_preview import preview
 from jobs.prepare_start import Start, dataset_info, is_finished, start
+from jobs.registry import Plan
 from sdxl_core.contract.config import refuse_mismatch, to_toml
 from sdxl_core.contract.errors import JobError
 from sdxl_core.storage.parts import (
@@ -71,7 +72,7 @@ def run(config: PrepareConfig) -> PrepareSummary:
     return _close(config, store, begun.plan, num_made, time.monotonic() - started)
 
 
-def plan(config: PrepareConfig) -> PreparePreview:
+def plan(config: PrepareConfig) -> Plan:
     """Says what ``run`` would do: counts every row, looks at some headers, writes nothing."""
     store = _open_output(config)
     sources = find_sources(config)

@@ -1,28 +1,12 @@
 """What ``sdxl prepare --plan`` says: rows counted, and the headers of some of them looked at."""
 
 import dataclasses
-import json
 from typing import Any
 
+from jobs.registry import Plan
 from sdxl_core.storage.sample_report import warnings_of
 from sdxl_core.storage.sample_totals import SampleTotals
 from sdxl_core.storage.source_plan import SourcePlan
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparePreview:
-    """What ``--plan`` shows."""
-
-    lines: tuple[str, ...]
-    values: dict[str, Any]
-
-    def describe(self) -> str:
-        """For people."""
-        return "\n".join(self.lines)
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.values)
 
 
 def preview(
@@ -32,7 +16,7 @@ def preview(
     num_rows: int,
     share_seen: float,
     least_per_bucket: int,
-) -> PreparePreview:
+) -> Plan:
     """Puts counts into words.
 
     Args:
@@ -67,7 +51,7 @@ def preview(
         "num_by_reason": scaled.num_by_reason,
         "warnings": warnings,
     }
-    return PreparePreview(lines=tuple(lines), values=values)
+    return Plan(lines=tuple(lines), values=values)
 
 
 def _scaled(totals: SampleTotals, share_seen: float) -> SampleTotals:

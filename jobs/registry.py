@@ -8,6 +8,7 @@ and a wrong flag is answered before torch or Ray are loaded.
 
 import dataclasses
 import importlib
+import json
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -25,16 +26,20 @@ class Summary(Protocol):
         ...
 
 
-class Plan(Protocol):
-    """What ``plan`` returns: the work that ``run`` would do."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What ``plan`` returns and ``--plan`` shows: the work that ``run`` would do."""
+
+    lines: tuple[str, ...]
+    values: dict[str, Any]
 
     def describe(self) -> str:
         """For people: sources, stages, shapes, resources."""
-        ...
+        return "\n".join(self.lines)
 
     def to_json(self) -> str:
         """One line of JSON, as for ``Summary``."""
-        ...
+        return json.dumps(self.values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ import time
 from cluster.session import ray_session
 from cluster.train_meter import report_line
 from cluster.trainer import train_on_cluster
+from jobs.registry import Plan
 from jobs.train_config import TrainConfig, TrainSummary
-from jobs.train_preview import TrainPreview, preview
+from jobs.train_preview import preview
 from jobs.train_start import open_output, start
 from sdxl_core.contract.config import to_toml
 from sdxl_core.contract.errors import JobError
@@ -86,7 +87,7 @@ def run(config: TrainConfig) -> TrainSummary:
     return summary
 
 
-def plan(config: TrainConfig) -> TrainPreview:
+def plan(config: TrainConfig) -> Plan:
     """Says what ``run`` would do; looks at the samples, writes nothing."""
     open_output(config)
     with ray_session(config.how.address, no_progress_timeout_s=_NO_PROGRESS_TIMEOUT_S):

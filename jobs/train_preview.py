@@ -1,9 +1,6 @@
 """What ``sdxl train --plan`` shows."""
 
-import dataclasses
-import json
-from typing import Any
-
+from jobs.registry import Plan
 from jobs.train_start import Start
 from sdxl_core.nets.flops import num_unet_parameters
 from sdxl_core.training.pieces import KINDS
@@ -12,23 +9,7 @@ from sdxl_core.training.pieces import KINDS
 _PEAK_FLOPS_PER_S, _ASSUMED_MFU = 989e12, 0.4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainPreview:
-    """Lines for people, and the same as values."""
-
-    lines: tuple[str, ...]
-    values: dict[str, Any]
-
-    def describe(self) -> str:
-        """For people."""
-        return "\n".join(self.lines)
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.values)
-
-
-def preview(start: Start) -> TrainPreview:
+def preview(start: Start) -> Plan:
     """Steps, epochs, batches of each bucket, memory and work of a run."""
     work, epoch = start.work, start.epoch
     coverage = epoch.coverage()
@@ -83,7 +64,7 @@ def preview(start: Start) -> TrainPreview:
         "h100_hours_at_40_percent": hours,
         "fingerprint": work.fingerprint,
     }
-    return TrainPreview(lines=tuple(lines), values=values)
+    return Plan(lines=tuple(lines), values=values)
 
 
 def state_bytes(

@@ -25,7 +25,7 @@ from sdxl_core.training.checkpoint_store import committed_steps, open_checkpoint
 from sdxl_core.training.conditions import ConditionDropout
 from sdxl_core.training.objective import REFINER_TIMESTEPS
 from sdxl_core.training.optimizers import AdamWSettings, LearningRate
-from sdxl_core.training.sample_batches import SampleView
+from sdxl_core.training.seeded_batches import SampleView
 from sdxl_core.training.seeded_objective import Objective
 
 logger = logging.getLogger(__name__)

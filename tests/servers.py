@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -85,9 +86,8 @@ def seaweed_s3() -> Iterator[S3Server]:
     }
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
-    # Its gRPC ports are these plus 10,000, which is why all of them stay low.
-    port = _low_port()
-    others = {name: _low_port() for name in ("master", "volume", "filer")}
+    port, *other_ports = _ports_with_grpc(4)
+    others = dict(zip(("master", "volume", "filer"), other_ports, strict=True))
     command = [
         str(weed), "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=50",
@@ -188,10 +188,25 @@ def flaky_proxy(target_port: int) -> Iterator[FlakyProxy]:
         proxy.close()
 
 
-def _low_port() -> int:
-    while (port := free_port()) > 50_000:
-        pass
-    return port
+def _ports_with_grpc(num_ports: int) -> list[int]:
+    """Free ports whose number plus 10,000, where SeaweedFS puts its gRPC, is free as well.
+
+    All lie below the range from which the system serves ``bind(0)`` and outgoing connections
+    (32,768 and up), so that nothing else takes one between this look and the server's start.
+    """
+    candidates = random.SystemRandom().sample(range(11_000, 22_000), 200)
+    found = [port for port in candidates if _is_free(port) and _is_free(port + 10_000)]
+    return found[:num_ports]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

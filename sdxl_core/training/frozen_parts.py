@@ -16,8 +16,8 @@ from sdxl_core.nets.text import encode_text_1, encode_text_2
 from sdxl_core.nets.tokenizer import PAD_ID_TEXT_1, PAD_ID_TEXT_2, tokenize
 from sdxl_core.training.conditions import time_ids_of_samples
 from sdxl_core.training.objective import DiffusionBatch
-from sdxl_core.training.sample_batches import SampleBatch
 from sdxl_core.training.sample_draws import posterior_latents
+from sdxl_core.training.seeded_batches import SampleBatch
 
 
 @torch.no_grad()

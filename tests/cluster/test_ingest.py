@@ -13,7 +13,7 @@ from sdxl_core.data.manifest import manifest_of
 from sdxl_core.data.plan import PlanSettings, plan_batches
 from sdxl_core.storage.sample_reading import read_unit
 from sdxl_core.storage.stores import open_file
-from sdxl_core.training.sample_batches import SampleView
+from sdxl_core.training.seeded_batches import SampleView
 from tests.cluster.train_samples import CAPTIONS, write_samples
 
 SEED, BATCH = 5, 8

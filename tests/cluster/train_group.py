@@ -24,8 +24,8 @@ from cluster.zero import ZeroEngine, ZeroSettings, use_cpu_accelerator
 from sdxl_core.storage.stores import open_store
 from sdxl_core.training.checkpoint_store import find_checkpoint
 from sdxl_core.training.optimizers import AdamWSettings
-from sdxl_core.training.sample_batches import SampleBatch
 from sdxl_core.training.sample_draws import normals
+from sdxl_core.training.seeded_batches import SampleBatch
 from sdxl_core.training.seeded_objective import SampleLosses
 
 GLOBAL_BATCH_SIZE, NUM_ACCUMULATED, WIDTH = 8, 2, 7

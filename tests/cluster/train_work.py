@@ -11,7 +11,7 @@ from sdxl_core.nets.flops import unet_flops
 from sdxl_core.nets.weights import model_identity
 from sdxl_core.training.conditions import ConditionDropout
 from sdxl_core.training.optimizers import AdamWSettings, LearningRate
-from sdxl_core.training.sample_batches import SampleView
+from sdxl_core.training.seeded_batches import SampleView
 from sdxl_core.training.seeded_objective import Objective
 
 

@@ -18,9 +18,10 @@ NAMES = (
     "prepare_pictures",
     "prepare_job",
     "read_samples",
+    "train_step",
     "gpu_generate",
 )
-BY_DEFAULT = NAMES[:-1]
+BY_DEFAULT = tuple(name for name in NAMES if not name.startswith("gpu_"))
 
 
 def main() -> int:

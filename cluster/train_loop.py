@@ -56,7 +56,7 @@ class Outcome:
 def train_loop(
     engine: ZeroEngine,
     steps: Iterator[RankStep],
-    losses_of: Callable[[SampleBatch], SampleLosses],
+    losses_of: Callable[[SampleBatch, int], SampleLosses],
     *,
     settings: LoopSettings,
     start: Progress,
@@ -71,7 +71,8 @@ def train_loop(
     Args:
         engine: with the state of ``start``.
         steps: this worker's share of the global batches after ``start``.
-        losses_of: calls the engine's module on samples.
+        losses_of: calls the engine's module on samples; is told how many global batches were done
+            before theirs.
         settings: see there.
         start: where the run stands.
         checkpointer: writes the state.
@@ -118,13 +119,13 @@ def train_loop(
 def _take_step(
     engine: ZeroEngine,
     step: RankStep,
-    losses_of: Callable[[SampleBatch], SampleLosses],
+    losses_of: Callable[[SampleBatch, int], SampleLosses],
     meter: Meter,
 ) -> None:
     for samples in step.batches:
-        losses = losses_of(samples)
+        losses = losses_of(samples, step.index)
         engine.backward_and_step(losses.loss_B.mean())
-        meter.add_losses(step.bucket, losses.error_B, losses.timestep_B)
+        meter.add_losses(step.bucket, losses)
     meter.add_wait(step.wait_s)
 
 

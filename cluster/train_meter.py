@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.training.loss_bands import LossBands
+from sdxl_core.training.seeded_objective import SampleLosses
 
 NUM_BANDS = 10
 
@@ -47,34 +48,44 @@ class Meter:
 
     Args:
         buckets: (height, width) of all buckets, the same on every worker.
-        flops_of_bucket: of a forward pass of one sample of each.
+        flops_of_bucket: of training on one sample of each, forward and backward; what is computed
+            again to save memory is not counted.
         device: of the losses, and of what the workers exchange.
         peak_flops_per_s: of one device, for the utilisation; None if it is not known.
+        num_bands: equal bands of noise levels that losses are told by; 1: no levels, no bands.
+        part_names: what else is told of each sample, the same on every worker.
     """
 
     def __init__(
         self,
         buckets: tuple[Bucket, ...],
-        flops_of_bucket: Mapping[Bucket, int],
+        flops_of_bucket: Mapping[Bucket, float],
         *,
         device: str,
         peak_flops_per_s: float | None = None,
+        num_bands: int = NUM_BANDS,
+        part_names: tuple[str, ...] = (),
     ) -> None:
         self._buckets = buckets
         self._flops_of_bucket = flops_of_bucket
         self._device = device
         self._peak = peak_flops_per_s
-        self._bands = {bucket: LossBands(NUM_BANDS, device=device) for bucket in buckets}
+        self._num_bands = num_bands
+        self._bands = {bucket: LossBands(num_bands, device=device) for bucket in buckets}
+        # A band of its own for each: sums and counts that leave out what is not finite.
+        self._parts = {name: LossBands(1, device=device) for name in part_names}
         self._started = time.monotonic()
         self._num_samples = 0
         self._flops = self._wait_s = 0.0
 
-    def add_losses(self, bucket: Bucket, error_B: Tensor, timestep_B: Tensor) -> None:
+    def add_losses(self, bucket: Bucket, losses: SampleLosses) -> None:
         """Counts the samples of one forward pass in."""
-        self._bands[bucket].add(error_B, timestep_B)
-        self._num_samples += len(timestep_B)
-        # Backward is twice the forward; what is computed again to save memory is not counted.
-        self._flops += 3.0 * len(timestep_B) * self._flops_of_bucket.get(bucket, 0)
+        self._bands[bucket].add(losses.error_B, losses.timestep_B)
+        for name, sums in self._parts.items():
+            sums.add(losses.parts[name], torch.zeros_like(losses.timestep_B))
+        num_samples = len(losses.timestep_B)
+        self._num_samples += num_samples
+        self._flops += num_samples * self._flops_of_bucket.get(bucket, 0.0)
 
     def add_wait(self, seconds: float) -> None:
         """Counts time in which the worker had no data."""
@@ -90,27 +101,33 @@ class Meter:
     def report(self, wishes: Wishes) -> Report:
         """Adds up what all workers have, and begins anew. All workers call it at the same step."""
         seconds = time.monotonic() - self._started
-        sums_GK2 = torch.stack([self._bands[bucket].sums_K2 for bucket in self._buckets])
+        all_bands = [*self._bands.values(), *self._parts.values()]
+        sums = [bands.sums_K2 for bands in all_bands]
         own = [self._num_samples, self._flops, self._wait_s, seconds]
         asked = [float(wishes.checkpoint), float(wishes.stop)]
         own_6 = torch.tensor(own + asked, dtype=torch.float64, device=self._device)
-        together = torch.cat([sums_GK2.flatten(), own_6])
+        together = torch.cat([*(sums_K2.flatten() for sums_K2 in sums), own_6])
         dist.all_reduce(together)
-        for bands in self._bands.values():
-            bands.sums_K2.zero_()
+        for sums_K2 in sums:
+            sums_K2.zero_()
         self._num_samples, self._flops, self._wait_s = 0, 0.0, 0.0
         self._started = time.monotonic()
         found = together.cpu()
-        return self._read(found[:-6].view(sums_GK2.shape), found[-6:].tolist())
+        num_losses = 2 * self._num_bands * len(self._buckets)
+        sums_GK2 = found[:num_losses].view(-1, self._num_bands, 2)
+        return self._read(sums_GK2, found[num_losses:-6].view(-1, 2), found[-6:].tolist())
 
-    def _read(self, sums_GK2: Tensor, totals: list[float]) -> Report:
+    def _read(self, sums_GK2: Tensor, sums_P2: Tensor, totals: list[float]) -> Report:
         num_samples, flops, wait_s, worker_s, num_checkpoints, num_stops = totals
         world_size = dist.get_world_size()
         seconds = worker_s / world_size
         values = {"loss": _mean(sums_GK2.sum((0, 1)))}
-        for band, sums_2 in enumerate(sums_GK2.sum(0)):
-            first, last = 1000 * band // NUM_BANDS, 1000 * (band + 1) // NUM_BANDS - 1
-            values[f"loss_by_noise/{first:03d}-{last:03d}"] = _mean(sums_2)
+        values |= {name: _mean(sums_2) for name, sums_2 in zip(self._parts, sums_P2, strict=True)}
+        if self._num_bands > 1:
+            for band, sums_2 in enumerate(sums_GK2.sum(0)):
+                first = 1000 * band // self._num_bands
+                last = 1000 * (band + 1) // self._num_bands - 1
+                values[f"loss_by_noise/{first:03d}-{last:03d}"] = _mean(sums_2)
         for (height, width), sums_2 in zip(self._buckets, sums_GK2.sum(1), strict=True):
             values[f"loss_by_bucket/{height}x{width}"] = _mean(sums_2)
         values["samples_per_s"] = num_samples / seconds
@@ -160,6 +177,7 @@ def report_line(step: int, num_steps: int, values: Mapping[str, Any]) -> str:
     shown = [f"step {step}/{num_steps}"]
     for name, form in (
         ("loss", "loss {:.4f}"),
+        ("psnr_db", "PSNR {:.1f} dB"),
         ("grad_norm", "norm {:.2f}"),
         ("learning_rate", "lr {:.2e}"),
         ("samples_per_s", "{:.1f} samples/s"),

@@ -10,8 +10,12 @@ from cluster.train_validation import Validation
 from cluster.zero import Precision
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.nets.presets import ModelKind
+from sdxl_core.training.autoencoder_network import AutoencoderSettings
+from sdxl_core.training.lora import LoraSettings
 from sdxl_core.training.optimizers import AdamWSettings, LearningRate
 from sdxl_core.training.seeded_objective import Objective
+
+Stage = Literal["base", "refiner", "vae"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,7 +25,8 @@ class TrainWork:
     Args:
         out: where checkpoints and reports go.
         fingerprint: of what is trained.
-        kind: of the network.
+        stage: what is trained.
+        kind: of the model.
         model: where the networks are: name, folder or file.
         variant: of its files, or None.
         is_fresh: train from random weights, drawn from ``seed``, instead of the model's.
@@ -29,8 +34,10 @@ class TrainWork:
         prediction_type: goes into the checkpoint, for whoever samples with it.
         model_digest: of ``model``.
         ingest: which samples, in which order.
-        flops_of_bucket: operations of the network's forward pass of one sample of each bucket.
-        objective: what the network is trained for.
+        lora: the adapter that is trained instead of the network's own weights, or None.
+        flops_of_bucket: operations of training on one sample of each bucket, forward and backward.
+        objective: what a diffusion network is trained for; None in the stage ``vae``.
+        autoencoder: what an autoencoder is trained for; None in the others.
         num_steps: global batches in all.
         learning_rate: by step.
         adamw: the optimizer's constants.
@@ -60,6 +67,7 @@ class TrainWork:
 
     out: str
     fingerprint: str
+    stage: Stage
     kind: ModelKind
     model: str
     variant: str | None
@@ -68,8 +76,10 @@ class TrainWork:
     prediction_type: Literal["epsilon", "v_prediction"]
     model_digest: str
     ingest: IngestWork
-    flops_of_bucket: Mapping[Bucket, int]
-    objective: Objective
+    lora: LoraSettings | None
+    flops_of_bucket: Mapping[Bucket, float]
+    objective: Objective | None
+    autoencoder: AutoencoderSettings | None
     num_steps: int
     learning_rate: LearningRate
     adamw: AdamWSettings
@@ -98,11 +108,14 @@ class TrainWork:
 
     def checkpoint_model(self) -> dict[str, Any]:
         """What a checkpoint says of the model that it belongs to."""
+        lora = self.lora and {"rank": self.lora.rank, "alpha": self.lora.used_alpha}
         return {
+            "network": "vae" if self.stage == "vae" else "unet",
             "kind": self.kind,
             "path": self.model,
             "variant": self.variant,
             "digest": self.model_digest,
             "prediction_type": self.prediction_type,
-            "zero_terminal_snr": self.objective.zero_terminal_snr,
+            "zero_terminal_snr": self.objective is not None and self.objective.zero_terminal_snr,
+            "lora": lora,
         }

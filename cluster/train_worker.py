@@ -15,31 +15,24 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from cluster.checkpoints import Checkpointer, Progress, load_checkpoint
 from cluster.ingest import ray_steps, start_feeder
 from cluster.tracking import Tracker
 from cluster.train_hub import StopFlag
 from cluster.train_loop import LoopSettings, train_loop
-from cluster.train_meter import Meter, Wishes, peak_flops_per_s
+from cluster.train_meter import Wishes
+from cluster.train_stages import TrainStage, make_meter, make_stage
 from cluster.train_validation import Picture, render, write_pictures
 from cluster.train_work import TrainWork
-from cluster.work import DTYPES
 from cluster.zero import ZeroEngine, ZeroSettings
 from sdxl_core.contract.errors import SdxlError
-from sdxl_core.nets.components import network_builder
-from sdxl_core.nets.weights import load_model
 from sdxl_core.storage.stores import Store, open_store
 from sdxl_core.training.checkpoint_store import (
     CheckpointRecord,
     find_checkpoint,
     open_checkpoint,
 )
-from sdxl_core.training.conditions import allow_dropped_numbers
-from sdxl_core.training.frozen_parts import FrozenParts, freeze
-from sdxl_core.training.seeded_batches import SampleBatch
-from sdxl_core.training.seeded_objective import ObjectiveTables, SampleLosses, losses_of_samples
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +60,8 @@ def _train(work: TrainWork, hub: Any) -> None:
     feeder = f"{run_name(work)}-feeder-{token}"
     if rank == 0:  # it reads while the networks are loaded
         start_feeder(work.ingest, start=start_step, name=feeder)
-    frozen = load_frozen(work, device)
-    engine = ZeroEngine(load_trained(work).to(device), zero_settings(work), device=work.device)
+    stage = make_stage(work, device)
+    engine = ZeroEngine(stage.network.to(device), zero_settings(work), device=work.device)
     start = Progress()
     if found is not None:
         with _scratch(token) as folder:
@@ -89,14 +82,14 @@ def _train(work: TrainWork, hub: Any) -> None:
         train_loop(
             engine,
             ray_steps(feeder, start=start.step, rank=rank),
-            functools.partial(sample_losses, engine, frozen, work, work.objective.tables(device)),
+            functools.partial(stage.losses_of, engine),
             settings=loop_settings(work),
             start=start,
             checkpointer=checkpointer,
             meter=make_meter(work, device),
             ask=_Asker(hub),
             on_report=_ignore if teller is None else teller.report,
-            on_validation=functools.partial(_validate, engine, frozen, work, teller),
+            on_validation=functools.partial(_validate, engine, stage, work, teller),
         )
     finally:
         checkpointer.close()
@@ -133,13 +126,14 @@ def _ignore(_progress: Progress, _values: dict[str, float]) -> None:
 
 def _validate(
     engine: ZeroEngine,
-    frozen: FrozenParts,
+    stage: TrainStage,
     work: TrainWork,
     teller: _Teller | None,
     progress: Progress,
 ) -> None:
     assert work.validation is not None
-    pictures = render(engine, frozen.model, work.validation.requests)
+    assert stage.frozen is not None
+    pictures = render(engine, stage.frozen.model, work.validation.requests)
     if teller is not None:
         teller.show(progress.step, pictures)
 
@@ -149,26 +143,6 @@ def _device(work: TrainWork) -> str:
         return "cpu"
     torch.cuda.set_device(ray.train.torch.get_device())
     return f"cuda:{torch.cuda.current_device()}"
-
-
-def sample_losses(
-    engine: ZeroEngine,
-    frozen: FrozenParts,
-    work: TrainWork,
-    tables: ObjectiveTables,
-    samples: SampleBatch,
-) -> SampleLosses:
-    """The losses of samples under the run's objective."""
-    return losses_of_samples(
-        engine.module,
-        frozen.batch(samples),
-        samples.seeds,
-        objective=work.objective,
-        tables=tables,
-        empty=frozen.empty,
-        text_1_width=frozen.text_1_width,
-        network_dtype=DTYPES[work.precision],
-    )
 
 
 def zero_settings(work: TrainWork) -> ZeroSettings:
@@ -197,56 +171,6 @@ def loop_settings(work: TrainWork) -> LoopSettings:
         checkpoint_every=work.checkpoint_every,
         max_skipped_in_row=work.max_skipped_in_row,
         validate_every=0 if work.validation is None else work.validation.every,
-    )
-
-
-def load_trained(work: TrainWork) -> nn.Module:
-    """The network that is trained, float32 on the CPU in training mode; the same on all workers."""
-    model = load_model(work.model, variant=work.variant, components=("unet",))
-    network: Any = model.unet
-    if work.is_fresh:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(work.seed)
-            network = network_builder("unet")(model.preset)
-    allow_dropped_numbers(network)
-    if work.activation_checkpointing:
-        network.enable_gradient_checkpointing()
-    if work.channels_last:
-        network.to(memory_format=torch.channels_last)
-    if work.compile:
-        network.compile()
-    trained: nn.Module = network.train()
-    return trained
-
-
-def load_frozen(work: TrainWork, device: str) -> FrozenParts:
-    """The networks that samples go through, as far as this run needs them."""
-    components = []
-    drops_text = work.kind == "refiner" and work.objective.dropout.text > 0
-    if work.ingest.view.texts == "live" or drops_text or work.validation is not None:
-        components += ["text_encoder_2"]
-        components += ["text_encoder"] if work.kind == "base" else []
-    if work.ingest.view.pixels == "images" or work.validation is not None:
-        components += ["vae"]
-    model = load_model(
-        work.model,
-        dtype=DTYPES[work.frozen_precision],
-        vae_dtype=torch.float32,
-        device=device,
-        variant=work.variant,
-        components=components,
-    )
-    return freeze(model, device=device, drops_captions=drops_text)
-
-
-def make_meter(work: TrainWork, device: str) -> Meter:
-    """The meter of this worker; it knows the exact work of every bucket."""
-    name = torch.cuda.get_device_name() if work.device == "cuda" else ""
-    return Meter(
-        work.ingest.manifest.buckets,
-        work.flops_of_bucket,
-        device=device,
-        peak_flops_per_s=peak_flops_per_s(name),
     )
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster.zero_places import places_of
 from sdxl_core.training.ema import FlatAverage
 from sdxl_core.training.optimizers import AdamWSettings, make_adamw
 from sdxl_core.training.pieces import Piece, PieceReader
@@ -77,6 +78,7 @@ class ZeroEngine:
 
     Args:
         network: with float32 weights, the same on every worker, in training mode. It is changed.
+            Parameters that need no gradient stand still and are no part of the state.
         settings: how.
         device: of this worker.
 
@@ -85,16 +87,16 @@ class ZeroEngine:
     """
 
     def __init__(self, network: nn.Module, settings: ZeroSettings, *, device: str) -> None:
-        weights = {name: p.detach().clone() for name, p in network.named_parameters()}
-        self.shapes = {
-            name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad
+        weights = {
+            name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad
         }
+        self.shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         self._settings = settings
         self._device = device
         self.module = _initialize(network, settings, device)
         self._zero = self.module.optimizer
         self._optimizer: torch.optim.Optimizer = self._zero.optimizer
-        self._places = list(_places(self.module))
+        self._places = list(places_of(self.module))
         # All of them, also those of a worker that has nothing but the padding at the end.
         self._flats: list[Tensor] = (
             self._zero.fp32_partitioned_groups_flat
@@ -230,44 +232,6 @@ class ZeroEngine:
             for number in range(len(self._zero.bit16_groups)):
                 self._zero._update_model_bit16_weights(number)
         dist.barrier()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Place:
-    """Where this worker's share of one parameter lies in its flat tensors."""
-
-    name: str
-    start: int
-    num_elements: int
-    flat: Tensor
-    offset: int
-
-    def view(self, flat: Tensor) -> Tensor:
-        return flat.data.narrow(0, self.offset, self.num_elements)
-
-
-def _places(engine: Any) -> Iterator[_Place]:
-    zero = engine.optimizer
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if hasattr(parameter, "ds_id"):  # stage 3: equal shares of each parameter, the last padded
-            group, offset, share = zero.grad_position[zero.get_param_id(parameter)]
-            start = dist.get_rank() * share
-            num_elements = max(0, min(share, parameter.ds_numel - start))
-            flat = zero.fp32_partitioned_groups_flat[group]
-        elif parameter._hp_mapping is None:  # all of it is another worker's
-            continue
-        else:
-            mapping = parameter._hp_mapping
-            start = mapping.lp_fragment_address.start
-            num_elements = mapping.lp_fragment_address.numel
-            flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
-            offset = mapping.hp_fragment_address.start
-        if num_elements:
-            yield _Place(
-                name=name, start=start, num_elements=num_elements, flat=flat, offset=offset
-            )
 
 
 def _initialize(network: nn.Module, settings: ZeroSettings, device: str) -> Any:

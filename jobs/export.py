@@ -2,8 +2,8 @@
 
 Left: a diffusers folder, a single safetensors file, an embedded model by name, or a checkpoint of
 ``sdxl train``. Right: the same weights as a diffusers folder (plain diffusers loads it) or as one
-file in the layout of the released models. Nothing is repaired on the way: a missing or surplus
-tensor is an error that names it. To run it:
+file in the layout of the released models; or the adapter that was trained, alone. Nothing is
+repaired on the way: a missing or surplus tensor is an error that names it. To run it:
 
     sdxl export tiny out/tiny.safetensors --layout single-file --dtype float16
 """
@@ -12,12 +12,15 @@ import dataclasses
 import json
 import logging
 import time
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sdxl_core.contract.config import Location, config
 from sdxl_core.contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +33,10 @@ class ExportConfig:
     """Diffusers folder, .safetensors file, embedded model, or output of train; local or s3://."""
 
     out: Annotated[Location, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder (diffusers) or .safetensors file (single-file) to write; local or s3://."""
+    """Folder (diffusers, lora) or .safetensors file (single-file) to write; local or s3://."""
 
-    layout: Literal["diffusers", "single-file"]
-    """Form of the output."""
+    layout: Literal["diffusers", "single-file", "lora"]
+    """Form of the output; lora: a training checkpoint's adapter, in diffusers' and kohya's form."""
 
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of the tensors in the output; None keeps that of each tensor in its file."""
@@ -85,6 +88,8 @@ def run(config: ExportConfig) -> ExportSummary:
 
     started = time.monotonic()
     dtype: torch.dtype | None = None if config.dtype is None else getattr(torch, config.dtype)
+    if config.layout == "lora":
+        return _export_lora(config, dtype or torch.float32, started)
     if is_checkpoint(config.checkpoint):
         model = model_of_checkpoint(config.checkpoint, weights=config.weights, model=config.model)
     else:
@@ -97,5 +102,30 @@ def run(config: ExportConfig) -> ExportSummary:
         dtype=config.dtype,
         model_kind=model.kind,
         source_digest=model.digest,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _export_lora(config: ExportConfig, dtype: "torch.dtype", started: float) -> ExportSummary:
+    from sdxl_core.training.checkpoint_export import is_checkpoint
+    from sdxl_core.training.checkpoint_store import open_checkpoint
+    from sdxl_core.training.lora_export import export_lora
+
+    if not is_checkpoint(config.checkpoint):
+        raise ConfigError(
+            f"layout lora: {config.checkpoint} is no training checkpoint, expected the output of "
+            "`sdxl train --lora-rank N`"
+        )
+    export_lora(
+        config.checkpoint, config.out, weights=config.weights, model=config.model, dtype=dtype
+    )
+    logger.info("wrote the adapter to %s, for diffusers and in kohya's naming", config.out)
+    model = open_checkpoint(config.checkpoint)[1].model
+    return ExportSummary(
+        out=config.out,
+        layout=config.layout,
+        dtype=config.dtype,
+        model_kind=model["kind"],
+        source_digest=model["digest"],
         seconds=round(time.monotonic() - started, 3),
     )

@@ -1,8 +1,9 @@
 """Trains a base or a refiner on prepared samples, exactly resumable.
 
 Left: samples datasets. Right: checkpoints, reports, and at the end the trained model as a diffusers
-folder. A run that was killed goes on from its newest checkpoint when the same command is given
-again; one that is finished does nothing, or goes on if it is given more steps. To run it:
+folder, or the trained adapter. A run that was killed goes on from its newest checkpoint when the
+same command is given again; one that is finished does nothing, or goes on if it is given more
+steps. To run it:
 
     sdxl train out/samples out/run --steps 200 --batch 16 --learning-rate 1e-4
 """
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["TrainConfig", "TrainSummary", "plan", "run"]
 
 SCHEMA_NAME, SCHEMA_VERSION = "training", 1
-MODEL_FOLDER = "model"
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "lora"
 _NO_PROGRESS_TIMEOUT_S = 600.0
 
 
@@ -69,7 +70,8 @@ def run(config: TrainConfig) -> TrainSummary:
     if record is None or record.step < config.steps:
         reached = "none" if record is None else f"step {record.step}"
         raise JobError(f"{config.out}: the workers ended, but the newest checkpoint is {reached}")
-    model = _export(config, store, record, is_new=before is None or record.step > before.step)
+    is_new = before is None or record.step > before.step
+    written = _export(config, store, record, is_new=is_new)
     summary = TrainSummary(
         out=config.out,
         step=record.step,
@@ -80,7 +82,8 @@ def run(config: TrainConfig) -> TrainSummary:
         seconds=round(time.monotonic() - started, 3),
         fingerprint=work.fingerprint,
         checkpoint=store.join(step_folder(record.step)),
-        model=model,
+        model=None if config.lora_rank else written,
+        adapter=written if config.lora_rank else None,
     )
     if summary.num_steps_now:
         write_summary(store, dataclasses.asdict(summary))
@@ -97,15 +100,25 @@ def plan(config: TrainConfig) -> Plan:
 def _export(
     config: TrainConfig, store: Store, record: CheckpointRecord, *, is_new: bool
 ) -> str | None:
-    """The trained model as a diffusers folder; made anew if the checkpoint is new."""
+    """What was trained, as others read it; made anew if the checkpoint is new.
+
+    A model as a diffusers folder, an adapter as two files.
+    """
     if config.export == "none":
         return None
-    url = store.join(MODEL_FOLDER)
-    if is_new or not store.exists(f"{MODEL_FOLDER}/model_index.json"):
-        from sdxl_core.nets.weights import export_model
-        from sdxl_core.training.checkpoint_export import model_of_checkpoint
+    from sdxl_core.nets.weights import export_model
+    from sdxl_core.training.checkpoint_export import model_of_checkpoint
+    from sdxl_core.training.lora_export import DIFFUSERS_FILE, export_lora
 
-        checkpoint = store.join(step_folder(record.step))
+    folder, last_file = MODEL_FOLDER, "model_index.json"
+    if config.lora_rank:
+        folder, last_file = ADAPTER_FOLDER, DIFFUSERS_FILE
+    url, checkpoint = store.join(folder), store.join(step_folder(record.step))
+    if not is_new and store.exists(f"{folder}/{last_file}"):
+        return url
+    if config.lora_rank:
+        export_lora(checkpoint, url, weights=config.export)
+    else:
         export_model(model_of_checkpoint(checkpoint, weights=config.export), url)
     return url
 

@@ -6,72 +6,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jobs.train_how import Flag, TrainHow, check
+from jobs.train_vae import AutoencoderOptions
 from sdxl_core.contract.config import NOT_WHAT, Location, config
 from sdxl_core.contract.errors import ConfigError
 
-_Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+__all__ = ["TrainConfig", "TrainHow", "TrainSummary", "parse_bucket_weights"]
+
 _Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-
-
-def _check(name: str, found: object, is_right: bool, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"{name}: found {found}, expected {expected}")
-
-
-@config
-class TrainHow:
-    """How the work is spread. May change between resumes; changes no more than the last digits."""
-
-    address: str | None = None
-    """Ray cluster; None takes RAY_ADDRESS, or starts Ray on this machine."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; auto is cuda when the cluster has GPUs."""
-    workers: int = 0
-    """Training workers; 0 takes one for each GPU, or one on CPUs."""
-    micro_batch_size: int = 0
-    """Samples in one forward pass of a worker; 0: a worker's whole share of the batch."""
-    zero: Literal[1, 2, 3] = 2
-    """DeepSpeed ZeRO: 1 shards the optimizer over the workers, 2 gradients too, 3 weights too."""
-    offload_optimizer: _Flag = False
-    """Keep the optimizer's state in the memory of the host."""
-    activation_checkpointing: _Flag = False
-    """Compute activations again in the backward pass: less memory, a third more work."""
-    channels_last: _Flag = False
-    """Memory layout of convolutions that is faster on GPUs."""
-    compile: _Flag = False
-    """Run the network through torch.compile, once for each bucket."""
-    cpu_threads: int = 1
-    """Torch threads of each worker on the CPU."""
-    batches_ahead: int = 4
-    """Global batches that are read before they are asked for."""
-    report_every: int = 10
-    """Steps from report to report; a request to stop waits for one."""
-    checkpoint_every: int = 500
-    """Steps from checkpoint to checkpoint; there is always one at the end."""
-    keep_checkpoints: int = 3
-    """Checkpoints that stay; older ones are deleted."""
-    max_failures: int = 3
-    """The job stops when workers were lost this often; a machine that is taken back counts not."""
-    max_skipped: int = 20
-    """The job stops when the gradients of so many steps in a row were not finite."""
-    validate_every: int = 500
-    """Steps from one rendering of the --validate prompts to the next."""
-    tensorboard: bool = True
-    """Write TensorBoard's files into OUT/tensorboard."""
-    stop_grace_s: float = 600.0
-    """How long Ctrl-C or SIGTERM waits for a checkpoint."""
-    retries: int = 6
-    """Tries of one storage operation that may succeed later."""
-    timeout_s: float = 30.0
-    """Of one storage operation."""
-
-    def __post_init__(self) -> None:
-        for name in ("report_every", "checkpoint_every", "validate_every", "keep_checkpoints"):
-            _check(f"how.{name}", getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("workers", "micro_batch_size", "batches_ahead", "max_failures"):
-            _check(f"how.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        _check("how.max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more")
-        _check("how.cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "1 or more")
 
 
 @config
@@ -84,13 +26,13 @@ class TrainConfig:
     """Where checkpoints, reports and the trained model go; local or s3://."""
     also: Annotated[tuple[str, ...], NOT_WHAT, tyro.conf.UseAppendAction] = ()
     """One more samples dataset; may be given again. URL@0.5 sees half of its rows in each epoch."""
-    stage: Literal["base", "refiner"] = "base"
-    """What is trained."""
+    stage: Literal["base", "refiner", "vae"] = "base"
+    """What is trained; vae: the autoencoder of either, on pictures."""
     model: Location = "auto"
     """Networks to begin with: tiny, diffusers folder or .safetensors file; auto is the tiny one."""
     variant: str | None = None
     """Read files of this variant of a diffusers folder, for example fp16."""
-    fresh: _Flag = False
+    fresh: Flag = False
     """Begin with random weights of the model's sizes; text encoders and autoencoder are kept."""
     resume: Location = "auto"
     """auto goes on from the newest checkpoint in OUT; never refuses if there is one; or a path."""
@@ -105,7 +47,7 @@ class TrainConfig:
     """Global batches in all; a finished run goes on when it is given more."""
     batch: int = 64
     """Samples of a global batch, over all workers and accumulated passes."""
-    area_scaled_batches: _Flag = False
+    area_scaled_batches: Flag = False
     """Let smaller buckets have larger batches, of about as many pixels; batch is the largest's."""
     batch_multiple: int = 1
     """With area-scaled batches: all batches are multiples of this, which the workers must share."""
@@ -159,7 +101,7 @@ class TrainConfig:
     """Whether that constant is one per sample and channel, or one per sample."""
     min_snr_gamma: float | None = None
     """Weigh noise levels by min-SNR with this gamma, 5 in its paper."""
-    zero_terminal_snr: _Flag = False
+    zero_terminal_snr: Flag = False
     """Rescale the schedule so that nothing is left at the last level; needs v_prediction."""
     drop_text: float = 0.1
     """Share of samples without caption."""
@@ -171,17 +113,35 @@ class TrainConfig:
     """Share of samples without crop."""
     drop_last_numbers: float = 0.0
     """Share of samples without target size (base) or aesthetic score (refiner)."""
+
+    lora_rank: int = 0
+    """Train an adapter of this rank and leave the network's own weights as they are; 0: train them.
+    """
+    lora_alpha: float = 0.0
+    """What an adapter adds has the factor alpha / rank; 0: alpha is the rank."""
+    lora_targets: Literal["attention", "transformer"] = "attention"
+    """Layers with an adapter: the attentions' four, or all linear ones of the transformers."""
+    vae: AutoencoderOptions = AutoencoderOptions()
     how: TrainHow = TrainHow()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "batch_multiple", "window_units"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+            check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("warmup_steps", "decay_steps", "min_timestep", "max_timestep"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
+            check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        check("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
         for name in ("final_share", "beta_1", "beta_2", "ema_decay"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "0 to 1")
-        _check("ema_decay", self.ema_decay, self.ema_decay < 1, "less than 1")
+            check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "0 to 1")
+        check("ema_decay", self.ema_decay, self.ema_decay < 1, "less than 1")
+        for name in ("lora_rank", "lora_alpha"):
+            check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        if self.lora_rank and self.fresh:
+            raise ConfigError(
+                "fresh: an adapter beside random weights is of no use; leave --fresh away, or "
+                "--lora-rank"
+            )
+        if self.stage == "vae":
+            self._refuse_other_stages()
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
             raise ConfigError(
                 f"decay_steps: found {self.decay_steps}, expected more than warmup_steps="
@@ -189,12 +149,24 @@ class TrainConfig:
             )
         parse_bucket_weights(self.bucket_weights)
 
+    def _refuse_other_stages(self) -> None:
+        for name, is_used in (
+            ("lora_rank", bool(self.lora_rank)),
+            ("validate", self.validate != "none"),
+            ("how.zero 3", self.how.zero == 3),
+            ("how.compile", self.how.compile),
+        ):
+            if is_used:
+                raise ConfigError(
+                    f"{name}: is for the stages base and refiner; leave it away in the stage vae"
+                )
+
     @property
     def model_path(self) -> str:
         """Where the networks are."""
         if self.model != "auto":
             return self.model
-        return "tiny" if self.stage == "base" else "tiny-refiner"
+        return "tiny-refiner" if self.stage == "refiner" else "tiny"
 
 
 def parse_bucket_weights(texts: tuple[str, ...]) -> dict[tuple[int, int], float]:
@@ -230,6 +202,7 @@ class TrainSummary:
     fingerprint: str
     checkpoint: str
     model: str | None
+    adapter: str | None
 
     @property
     def exit_code(self) -> int:

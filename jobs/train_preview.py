@@ -1,8 +1,13 @@
 """What ``sdxl train --plan`` shows."""
 
+import torch
+
 from jobs.registry import Plan
 from jobs.train_start import Start
-from sdxl_core.nets.flops import num_unet_parameters
+from sdxl_core.nets.components import network_builder
+from sdxl_core.nets.flops import num_unet_parameters, unet_without_memory
+from sdxl_core.training.autoencoder_network import AdversarialPair
+from sdxl_core.training.lora import LoraSettings, num_lora_parameters
 from sdxl_core.training.pieces import KINDS
 
 # A card and a share of its peak that training may reach, for the hours: one H100 at 40 %.
@@ -13,13 +18,17 @@ def preview(start: Start) -> Plan:
     """Steps, epochs, batches of each bucket, memory and work of a run."""
     work, epoch = start.work, start.epoch
     coverage = epoch.coverage()
-    num_parameters = num_unet_parameters(start.preset)
+    num_parameters, num_trained = _num_parameters(start)
     state = state_bytes(
-        num_parameters, work.num_workers, work.zero_stage, precision_bytes=_bytes(work.precision)
+        num_trained,
+        work.num_workers,
+        work.zero_stage,
+        precision_bytes=_bytes(work.precision),
+        num_frozen=0 if work.lora is None else num_parameters,
     )
     # An epoch's mix of buckets stands for the run's.
     epoch_flops = sum(
-        3.0 * work.flops_of_bucket[line.bucket] * line.num_drawn for line in coverage.buckets
+        work.flops_of_bucket[line.bucket] * line.num_drawn for line in coverage.buckets
     )
     flops = epoch_flops * work.num_steps / epoch.num_batches
     hours = flops / (_PEAK_FLOPS_PER_S * _ASSUMED_MFU) / 3600
@@ -35,8 +44,9 @@ def preview(start: Start) -> Plan:
         for line in coverage.buckets
     }
     lines = [
-        f"{work.kind}: {num_parameters / 1e6:.2f} M weights, from "
+        f"{work.stage}: {num_parameters / 1e6:.2f} M weights, from "
         f"{'random numbers' if work.is_fresh else work.model}",
+        *_adapter_lines(work.lora, num_trained),
         f"{coverage.num_rows} samples, {work.ingest.view.pixels}, texts {work.ingest.view.texts}; "
         f"{work.num_steps} steps = {num_epochs:.2f} epochs of {epoch.num_batches} batches",
         f"first epoch: {coverage.num_unseen} samples not seen, {coverage.num_repeated} twice or "
@@ -59,6 +69,7 @@ def preview(start: Start) -> Plan:
         "batches_per_epoch": epoch.num_batches,
         "buckets": buckets,
         "num_parameters": num_parameters,
+        "num_trained_parameters": num_trained,
         "state_bytes_per_worker": state,
         "flops": flops,
         "h100_hours_at_40_percent": hours,
@@ -67,8 +78,37 @@ def preview(start: Start) -> Plan:
     return Plan(lines=tuple(lines), values=values)
 
 
+def _num_parameters(start: Start) -> tuple[int, int]:
+    """All weights of the network, and those that are trained."""
+    work, preset = start.work, start.preset
+    if work.autoencoder is not None:
+        with torch.device("meta"):
+            vae = network_builder("vae")(preset)
+            pair = AdversarialPair(vae, work.autoencoder, seed=0)
+        num_parameters = sum(parameter.numel() for parameter in pair.parameters())
+        return num_parameters, num_parameters
+    num_parameters = num_unet_parameters(preset)
+    if work.lora is None:
+        return num_parameters, num_parameters
+    return num_parameters, num_lora_parameters(unet_without_memory(preset), work.lora)
+
+
+def _adapter_lines(lora: LoraSettings | None, num_trained: int) -> list[str]:
+    if lora is None:
+        return []
+    return [
+        f"adapter of rank {lora.rank}, alpha {lora.used_alpha:g}, on the layers '{lora.targets}': "
+        f"{num_trained / 1e6:.2f} M weights are trained, the others stand still"
+    ]
+
+
 def state_bytes(
-    num_parameters: int, num_workers: int, stage: int, *, precision_bytes: int
+    num_parameters: int,
+    num_workers: int,
+    stage: int,
+    *,
+    precision_bytes: int,
+    num_frozen: int = 0,
 ) -> float:
     """Bytes of weights, gradients and optimizer on each worker.
 
@@ -77,8 +117,10 @@ def state_bytes(
         num_workers: of the run.
         stage: of ZeRO.
         precision_bytes: of one weight or gradient of the network.
+        num_frozen: parameters beside them that stand still.
     """
-    weights = gradients = float(precision_bytes * num_parameters)
+    gradients = float(precision_bytes * num_parameters)
+    weights = float(precision_bytes * (num_parameters + num_frozen))
     # float32: the optimizer's weights, two moments, the running mean.
     optimizer = 4.0 * len(KINDS) * num_parameters / num_workers
     if stage >= 2:

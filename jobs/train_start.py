@@ -9,24 +9,20 @@ from cluster.train_start import SampleKind, look_at_samples, refuse_other_latent
 from cluster.train_validation import Validation, read_validation_prompts
 from cluster.train_work import TrainWork
 from cluster.trainer import plan_worker_cpus
-from jobs.train_config import TrainConfig, parse_bucket_weights
-from sdxl_core.contract.config import fingerprint, refuse_mismatch
+from jobs.train_config import TrainConfig
+from jobs.train_settings import accumulated_passes, plan_settings, work_of
+from sdxl_core.contract.config import refuse_mismatch
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.data.manifest import SampleManifest, manifest_of
-from sdxl_core.data.plan import EpochPlan, PlanSettings, plan_epoch
-from sdxl_core.nets.flops import unet_flops
-from sdxl_core.nets.model import SdxlModel
+from sdxl_core.data.plan import EpochPlan, plan_epoch
 from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.nets.weights import load_model, model_identity
 from sdxl_core.storage.parts import read_run_toml
 from sdxl_core.storage.source_listing import split_weight
 from sdxl_core.storage.stores import Store, open_store
+from sdxl_core.training.autoencoder_network import refuse_small_pictures
 from sdxl_core.training.checkpoint_store import committed_steps, open_checkpoint
-from sdxl_core.training.conditions import ConditionDropout
-from sdxl_core.training.objective import REFINER_TIMESTEPS
-from sdxl_core.training.optimizers import AdamWSettings, LearningRate
 from sdxl_core.training.seeded_batches import SampleView
-from sdxl_core.training.seeded_objective import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +71,16 @@ def start(config: TrainConfig) -> Start:
     device = how.device if how.device != "auto" else ("cuda" if size.num_gpus else "cpu")
     num_workers = how.workers or (int(size.num_gpus) if device == "cuda" else 1)
     preset, digest = model_identity(config.model_path, variant=config.variant)
-    if preset.kind != config.stage:
+    if config.stage not in (preset.kind, "vae"):
         raise ConfigError(f"stage {config.stage}: {config.model_path} is a {preset.kind}")
     urls, manifest = read_manifest(config)
     found = look_at_samples(manifest, retries=how.retries, timeout_s=how.timeout_s)
     _check_samples(config, found, manifest)
-    if found.pixels == "latents" and not config.any_latents:
+    if config.stage == "vae":
+        refuse_small_pictures(manifest.buckets, num_layers=config.vae.discriminator_layers)
+    elif found.pixels == "latents" and not config.any_latents:
         refuse_other_latents(urls, config.model_path, config.variant, digest)
     model = load_model(config.model_path, variant=config.variant, components=())
-    objective = objective_of(config, model)
     num_accumulated = accumulated_passes(config, num_workers)
     ingest = IngestWork(
         manifest=manifest,
@@ -103,12 +100,11 @@ def start(config: TrainConfig) -> Start:
     )
     epoch = plan_epoch(manifest, ingest.plan, 0, world_batch_multiple=config.batch_multiple)
     check_epoch(config, epoch, ingest)
-    work = _work(
+    work = work_of(
         config,
         ingest,
-        objective,
+        model,
         digest=digest,
-        preset=preset,
         validation=_validation(config, preset),
         device=device,
         cpus=plan_worker_cpus(how.cpu_threads, num_workers, device, size),
@@ -121,62 +117,6 @@ def read_manifest(config: TrainConfig) -> tuple[list[str], SampleManifest]:
     pairs = [split_weight(text) for text in (config.samples, *config.also)]
     urls, weights = [url for url, _ in pairs], [weight for _, weight in pairs]
     return urls, manifest_of(urls, weights, retries=config.how.retries)
-
-
-def plan_settings(config: TrainConfig) -> PlanSettings:
-    """What decides which samples form which batch."""
-    return PlanSettings(
-        seed=config.seed,
-        global_batch_size=config.batch,
-        area_scaled_batches=config.area_scaled_batches,
-        bucket_weights=parse_bucket_weights(config.bucket_weights) or None,
-        bucket_temperature=config.bucket_temperature,
-        remainder=config.remainder,
-        window_units=config.window_units,
-    )
-
-
-def objective_of(config: TrainConfig, model: SdxlModel) -> Objective:
-    """What the network is trained for.
-
-    Raises:
-        ConfigError: settings that do not go together.
-    """
-    last = config.max_timestep or (1000 if config.stage == "base" else REFINER_TIMESTEPS[1])
-    return Objective(
-        prediction_type=model.prediction_type
-        if config.prediction == "model"
-        else config.prediction,
-        timesteps=(config.min_timestep, last),
-        offset_noise=config.offset_noise,
-        offset=config.offset,
-        min_snr_gamma=config.min_snr_gamma,
-        zero_terminal_snr=config.zero_terminal_snr,
-        dropout=ConditionDropout(
-            text=config.drop_text,
-            text_parts=config.drop_text_parts,
-            original_size=config.drop_original_size,
-            crop=config.drop_crop,
-            last_numbers=config.drop_last_numbers,
-        ),
-    )
-
-
-def accumulated_passes(config: TrainConfig, num_workers: int) -> int:
-    """Forward passes of a worker in a step.
-
-    Raises:
-        ConfigError: the workers cannot share the batch evenly.
-    """
-    micro = config.how.micro_batch_size
-    each = num_workers * (micro or 1)
-    if config.batch % each:
-        text = f" x how.micro_batch_size={micro}" if micro else ""
-        raise ConfigError(
-            f"batch: found {config.batch}, which {num_workers} workers{text} cannot share evenly; "
-            f"expected a multiple of {each}"
-        )
-    return config.batch // each if micro else 1
 
 
 def check_epoch(config: TrainConfig, epoch: EpochPlan, ingest: IngestWork) -> None:
@@ -219,6 +159,11 @@ def _check_named_checkpoint(config: TrainConfig, store: Store, steps: list[int])
 
 
 def _check_samples(config: TrainConfig, found: SampleKind, manifest: SampleManifest) -> None:
+    if config.stage == "vae" and found.pixels == "latents":
+        raise ConfigError(
+            f"stage vae: {manifest.files[0]} has latents, expected pictures; prepare without "
+            "--latents"
+        )
     if config.stage == "refiner" and found.without_aesthetic:
         raise ConfigError(
             f"stage refiner: {found.without_aesthetic} has rows without an aesthetic score, which "
@@ -234,14 +179,6 @@ def _check_samples(config: TrainConfig, found: SampleKind, manifest: SampleManif
 
 def _takes_stored_texts(config: TrainConfig, found: SampleKind) -> bool:
     return found.has_texts and config.texts != "live" and config.stage == "base"
-
-
-def _adamw(config: TrainConfig) -> AdamWSettings:
-    return AdamWSettings(
-        betas=(config.beta_1, config.beta_2),
-        weight_decay=config.weight_decay,
-        eps=config.epsilon,
-    )
 
 
 def _validation(config: TrainConfig, preset: ModelPreset) -> Validation | None:
@@ -260,62 +197,3 @@ def _validation(config: TrainConfig, preset: ModelPreset) -> Validation | None:
         timeout_s=config.how.timeout_s,
     )
     return Validation(requests=requests, every=config.how.validate_every)
-
-
-def _work(
-    config: TrainConfig,
-    ingest: IngestWork,
-    objective: Objective,
-    *,
-    digest: str,
-    preset: ModelPreset,
-    validation: Validation | None,
-    device: str,
-    cpus: float,
-) -> TrainWork:
-    how = config.how
-    return TrainWork(
-        out=config.out,
-        fingerprint=fingerprint(config, samples=ingest.manifest.digest, model=digest),
-        kind=config.stage,
-        model=config.model_path,
-        variant=config.variant,
-        is_fresh=config.fresh,
-        seed=config.seed,
-        prediction_type=objective.prediction_type,
-        model_digest=digest,
-        ingest=ingest,
-        flops_of_bucket={bucket: unet_flops(preset, *bucket) for bucket in ingest.manifest.buckets},
-        objective=objective,
-        num_steps=config.steps,
-        learning_rate=LearningRate(
-            peak=config.learning_rate,
-            num_warmup_steps=config.warmup_steps,
-            after="cosine" if config.decay_steps else "constant",
-            num_steps=config.decay_steps or None,
-            floor=config.final_share,
-        ),
-        adamw=_adamw(config),
-        max_gradient_norm=config.max_gradient_norm,
-        ema_decay=config.ema_decay,
-        precision=config.dtype,
-        frozen_precision=config.frozen_dtype,
-        zero_stage=how.zero,
-        offload_optimizer=how.offload_optimizer,
-        activation_checkpointing=how.activation_checkpointing,
-        channels_last=how.channels_last,
-        compile=how.compile,
-        device=device,
-        num_threads=how.cpu_threads,
-        num_workers=ingest.world_size,
-        cpus_per_worker=cpus,
-        report_every=how.report_every,
-        checkpoint_every=how.checkpoint_every,
-        keep=how.keep_checkpoints,
-        max_skipped_in_row=how.max_skipped,
-        resume_from="" if config.resume in ("auto", "never") else config.resume,
-        max_failures=how.max_failures,
-        tensorboard=how.tensorboard,
-        validation=validation,
-        stop_grace_s=how.stop_grace_s,
-    )

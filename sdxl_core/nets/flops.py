@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdxl_core.contract.errors import ConfigError
@@ -47,7 +48,13 @@ def unet_flops(preset: ModelPreset, height_px: int, width_px: int) -> int:
 @functools.cache
 def num_unet_parameters(preset: ModelPreset) -> int:
     """Returns the number of weights of the UNet."""
-    return sum(parameter.numel() for parameter in _without_memory("unet", preset).parameters())
+    return sum(parameter.numel() for parameter in unet_without_memory(preset).parameters())
+
+
+def unet_without_memory(preset: ModelPreset) -> nn.Module:
+    """Returns the UNet on the meta device: names and sizes of layers, no weights."""
+    unet: nn.Module = _without_memory("unet", preset)
+    return unet
 
 
 @functools.cache

@@ -6,15 +6,18 @@ Legend of shape suffixes: B batch, C channels (3 of pictures, 4 of latents), H h
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sdxl_core.contract.errors import ConfigError
-from sdxl_core.nets.build import AutoencoderKL
 from sdxl_core.training.discriminator import adaptive_weight, adversarial_loss
 from sdxl_core.training.perceptual import PerceptualDistance
 from sdxl_core.training.sample_draws import normals
+
+if TYPE_CHECKING:  # its library is imported by those who load one
+    from sdxl_core.nets.vae import AutoencoderKL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class AutoencoderObjective:
 class AutoencoderPass(nn.Module):
     """Encoder, one draw from the posterior, decoder: one forward pass, which launchers can wrap."""
 
-    def __init__(self, autoencoder: AutoencoderKL) -> None:
+    def __init__(self, autoencoder: "AutoencoderKL") -> None:
         super().__init__()
         self.autoencoder = autoencoder
 

@@ -53,8 +53,9 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Returns the patches' numbers, (B, 1, h, w), for pictures in [-1, 1]."""
-        scores_B1HW: Tensor = self.layers(images_BCHW)
+        """Returns the patches' numbers, (B, 1, h, w), for pictures in [-1, 1] of any dtype."""
+        dtype = next(self.parameters()).dtype
+        scores_B1HW: Tensor = self.layers(images_BCHW.to(dtype))
         return scores_B1HW
 
 

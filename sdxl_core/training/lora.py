@@ -4,12 +4,13 @@ The adapters are peft's. peft is imported when it is needed; it comes with the `
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sdxl_core.contract.errors import ConfigError
+from sdxl_core.contract.errors import ConfigError, WeightsError
 from sdxl_core.training.lora_files import LoraWeights
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class LoraSettings:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora dropout: found {self.dropout}, expected 0 <= dropout < 1")
 
+    @property
+    def used_alpha(self) -> float:
+        """``alpha``, or the rank if that is None."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
 
 def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> list[nn.Parameter]:
     """Gives a UNet an adapter that changes nothing yet, and freezes everything else.
@@ -74,7 +80,7 @@ def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> list[nn.P
         raise ConfigError("lora: found a UNet with an adapter, expected one without")
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+        lora_alpha=settings.used_alpha,
         lora_dropout=settings.dropout,
         target_modules=list(TARGET_MODULES[settings.targets]),
     )
@@ -103,6 +109,39 @@ def lora_weights(unet: nn.Module) -> LoraWeights:
         alpha=float(first.lora_alpha[_ADAPTER]),
         down={name: layer.lora_A[_ADAPTER].weight for name, layer in layers.items()},
         up={name: layer.lora_B[_ADAPTER].weight for name, layer in layers.items()},
+    )
+
+
+def lora_of_parameters(parameters: Mapping[str, Tensor], *, rank: int, alpha: float) -> LoraWeights:
+    """Returns the adapter whose parameters have the names that ``add_lora`` gave them.
+
+    Args:
+        parameters: by name in the UNet, all of the adapter and nothing else.
+        rank: of the adapter.
+        alpha: likewise.
+
+    Raises:
+        WeightsError: there are others, or of another rank.
+    """
+    sides: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
+    for name, tensor in parameters.items():
+        module, _, half = name.removesuffix(f".{_ADAPTER}.weight").rpartition(".")
+        if half not in sides or rank not in tensor.shape:
+            raise WeightsError(
+                f"lora: found the parameter {name} of the shape {tuple(tensor.shape)}, expected "
+                f"halves of an adapter of rank {rank}"
+            )
+        sides[half][module] = tensor
+    return LoraWeights(rank=rank, alpha=alpha, down=sides["lora_A"], up=sides["lora_B"])
+
+
+def num_lora_parameters(unet: nn.Module, settings: LoraSettings) -> int:
+    """Returns how many weights ``add_lora`` would add to a UNet, which may be without memory."""
+    ends = tuple(f".{target}" for target in TARGET_MODULES[settings.targets])
+    return sum(
+        settings.rank * (module.in_features + module.out_features)
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and f".{name}".endswith(ends)
     )
 
 

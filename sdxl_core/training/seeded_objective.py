@@ -5,7 +5,7 @@ Legend of shape suffixes: B batch, T the 1000 timesteps.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,14 @@ class SampleLosses:
     """What one batch says of the network, on the batch's device.
 
     ``loss_B`` (float32) is what is trained, its mean over the global batch; ``error_B`` is the same
-    without weights and without gradient, for telemetry; ``timestep_B`` is int64.
+    without weights and without gradient, for telemetry; ``timestep_B`` is int64. ``parts`` are
+    float32[B] too, without gradient: what else the stage tells, by name.
     """
 
     loss_B: Tensor
     error_B: Tensor
     timestep_B: Tensor
+    parts: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def losses_of_samples(

@@ -7,27 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.checkpoints import Checkpointer, Progress
-from cluster.ingest import local_steps
-from cluster.tracking import Tracker
-from cluster.train_loop import train_loop
-from cluster.train_meter import Wishes, report_line
+from cluster.train_meter import report_line
 from cluster.train_validation import render
 from cluster.train_work import TrainWork
-from cluster.train_worker import (
-    load_frozen,
-    load_trained,
-    loop_settings,
-    make_meter,
-    sample_losses,
-    zero_settings,
-)
 from cluster.zero import ZeroEngine
 from sdxl_core.contract.request import Request
 from sdxl_core.nets.weights import export_model, load_model
-from sdxl_core.storage.stores import open_store
 from sdxl_core.training.checkpoint_export import is_checkpoint, model_of_checkpoint
 from tests.cluster.train_group import run_group, same_bits, state_of
+from tests.cluster.train_here import train_here
 from tests.cluster.train_samples import write_samples
 from tests.cluster.train_work import train_work
 from tests.micro_models import MicroModels, write_models
@@ -41,44 +29,6 @@ def train_alone(folder: Path, models: MicroModels, samples: str) -> None:
         engine = train_here(work)
         if kind == "base":
             check_rendering(engine, work)
-
-
-def train_here(work: TrainWork) -> ZeroEngine:
-    store = open_store(work.out)
-    frozen = load_frozen(work, "cpu")
-    engine = ZeroEngine(load_trained(work), zero_settings(work), device="cpu")
-    tables = work.objective.tables()
-    tracker = Tracker(store, start_step=0, tensorboard=True)
-    checkpointer = Checkpointer(
-        store,
-        rank=0,
-        world_size=1,
-        token="t",
-        fingerprint=work.fingerprint,
-        model=work.checkpoint_model(),
-        keep=work.keep,
-    )
-    lines = []
-
-    def on_report(progress: Progress, values: dict[str, float]) -> None:
-        tracker.add(progress.step, values)
-        lines.append(report_line(progress.step, work.num_steps, values))
-
-    train_loop(
-        engine,
-        local_steps(work.ingest, start=0, rank=0),
-        lambda batch: sample_losses(engine, frozen, work, tables, batch),
-        settings=loop_settings(work),
-        start=Progress(),
-        checkpointer=checkpointer,
-        meter=make_meter(work, "cpu"),
-        ask=Wishes,
-        on_report=on_report,
-    )
-    checkpointer.close()
-    tracker.close()
-    assert lines[0].startswith("step 1/2, loss "), lines
-    return engine
 
 
 def check_rendering(engine: ZeroEngine, work: TrainWork) -> None:
@@ -106,6 +56,7 @@ def test_a_base_and_a_refiner_are_trained_and_their_checkpoints_are_models(tmp_p
             json.loads(s) for s in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()
         ]
         assert [line["step"] for line in lines] == [1, 2]
+        assert report_line(1, 2, lines[0]).startswith("step 1/2, loss "), lines
         assert all(line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
         assert all(line["tflops_per_s_per_worker"] > 0 for line in lines)
         assert list((tmp_path / kind / "tensorboard").iterdir())

@@ -38,7 +38,7 @@ def run_group(
     """Calls ``function(folder, *arguments)`` in ``world_size`` processes that form a group."""
     torch.multiprocessing.spawn(
         _join_group,
-        args=(world_size, function, folder, arguments),
+        args=(world_size, uuid.uuid4().hex, function, folder, arguments),
         nprocs=world_size,
     )
 
@@ -46,6 +46,7 @@ def run_group(
 def _join_group(
     rank: int,
     world_size: int,
+    meeting_point: str,
     function: Callable[..., None],
     folder: Path,
     arguments: tuple[Any, ...],
@@ -53,9 +54,9 @@ def _join_group(
     use_cpu_accelerator()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-    name = f"{getattr(function, '__name__', 'group')}-{world_size}-{os.getppid()}"
+    # A file of an earlier group would let this one wait for ever.
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{folder}/{meeting_point}", rank=rank, world_size=world_size
     )
     try:
         function(folder, *arguments)
@@ -105,11 +106,11 @@ def toy_steps(start: int, *, poisoned: tuple[int, ...] = ()) -> Iterator[RankSte
         index += 1
 
 
-def toy_losses(engine: ZeroEngine, precision: str) -> Callable[[SampleBatch], SampleLosses]:
+def toy_losses(engine: ZeroEngine, precision: str) -> Callable[[SampleBatch, int], SampleLosses]:
     """The loss of the toy network: it learns to turn its input round."""
     dtype = getattr(torch, precision)
 
-    def losses_of(samples: SampleBatch) -> SampleLosses:
+    def losses_of(samples: SampleBatch, _step: int) -> SampleLosses:
         seeds = [abs(seed) for seed in samples.seeds]
         input_BW = normals(seeds, (WIDTH,), "noise")
         error_BW = engine.module(input_BW.to(dtype)).float() - input_BW.flip(1)

@@ -1,17 +1,20 @@
-"""A small finished samples dataset with latents, written without a job."""
+"""A small finished samples dataset of latents or pictures, written without a job."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.prepare_state import PreparePlan, write_plan
 from sdxl_core.contract.samples import (
+    SAMPLE_IMAGE_COLUMN,
     SAMPLES_SCHEMA_NAME,
     SAMPLES_SCHEMA_VERSION,
     samples_schema,
 )
 from sdxl_core.data.buckets import Bucket
+from sdxl_core.storage.image_files import encode_image
 from sdxl_core.storage.parts import (
     DatasetInfo,
     PartRecord,
@@ -27,11 +30,17 @@ CAPTIONS = ("a red ball", "a blue box", "a green tree", "a yellow sun")
 
 
 def write_samples(
-    folder: Path, *, model_digest: str, with_aesthetic: bool = True, num_parts: int = 2
+    folder: Path,
+    *,
+    model_digest: str,
+    with_aesthetic: bool = True,
+    num_parts: int = 2,
+    latents: bool = True,
 ) -> str:
     """Rows of both buckets in every part; returns the dataset's path.
 
-    ``model_digest`` is that of the model whose autoencoder made the latents.
+    ``model_digest`` is that of the model whose autoencoder made the latents; without latents there
+    are pictures.
     """
     store = open_store(folder)
     info = DatasetInfo(
@@ -40,7 +49,10 @@ def write_samples(
     write_run_files(store, 'model = "auto"\n', info)
     for part in range(num_parts):
         tables = [
-            (bucket, _table(part, bucket, num_rows, with_aesthetic=with_aesthetic))
+            (
+                bucket,
+                _table(part, bucket, num_rows, with_aesthetic=with_aesthetic, latents=latents),
+            )
             for bucket, num_rows in BUCKETS.items()
         ]
         _write_part(store, part, tables)
@@ -69,18 +81,17 @@ def _write_part(store: Store, part: int, tables: list[tuple[Bucket, pa.Table]]) 
     commit_part(store, record)
 
 
-def _table(part: int, bucket: Bucket, num_rows: int, *, with_aesthetic: bool) -> pa.Table:
+def _table(
+    part: int, bucket: Bucket, num_rows: int, *, with_aesthetic: bool, latents: bool
+) -> pa.Table:
     rng = np.random.default_rng([part, *bucket])
     height, width = bucket
-    shape = [8, height // 8, width // 8]
-    moments = [rng.normal(size=shape).astype(np.float16) for _ in range(num_rows)]
     keys = [f"{part}/{height}x{width}/{row:03d}" for row in range(num_rows)]
+    seen = _latents(rng, bucket, num_rows) if latents else _pictures(rng, bucket, num_rows)
     columns = {
         "id": keys,
         "captions": [list(CAPTIONS[row % 4 :]) for row in range(num_rows)],
-        "moments": [moment.tobytes() for moment in moments],
-        "moments_dtype": ["float16"] * num_rows,
-        "moments_shape": [shape] * num_rows,
+        **seen,
         "original_height": [2 * height] * num_rows,
         "original_width": [2 * width] * num_rows,
         "crop_top": [0] * num_rows,
@@ -97,4 +108,25 @@ def _table(part: int, bucket: Bucket, num_rows: int, *, with_aesthetic: bool) ->
         "source_slice": [part] * num_rows,
         "row_index": list(range(num_rows)),
     }
-    return pa.table(columns, schema=samples_schema(latents=True))
+    return pa.table(columns, schema=samples_schema(latents=latents))
+
+
+def _latents(rng: np.random.Generator, bucket: Bucket, num_rows: int) -> dict[str, list[Any]]:
+    shape = [8, bucket[0] // 8, bucket[1] // 8]
+    moments = [rng.normal(size=shape).astype(np.float16) for _ in range(num_rows)]
+    return {
+        "moments": [moment.tobytes() for moment in moments],
+        "moments_dtype": ["float16"] * num_rows,
+        "moments_shape": [shape] * num_rows,
+    }
+
+
+def _pictures(rng: np.random.Generator, bucket: Bucket, num_rows: int) -> dict[str, list[Any]]:
+    """Squares of one colour, 8 px wide."""
+    coarse = rng.integers(0, 256, (num_rows, bucket[0] // 8, bucket[1] // 8, 3), np.uint8)
+    pictures = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    return {
+        SAMPLE_IMAGE_COLUMN: [
+            encode_image(rgb_HWC, image_format="png", parameters=None) for rgb_HWC in pictures
+        ]
+    }

@@ -22,6 +22,7 @@ def train_work(samples: str, model: str, out: Path, **more: Any) -> TrainWork:
     values: dict[str, Any] = {
         "out": str(out),
         "fingerprint": "micro",
+        "stage": preset.kind,
         "kind": preset.kind,
         "model": model,
         "variant": None,
@@ -42,11 +43,13 @@ def train_work(samples: str, model: str, out: Path, **more: Any) -> TrainWork:
             world_size=1,
             num_accumulated=2,
         ),
+        "lora": None,
         "flops_of_bucket": {bucket: unet_flops(preset, *bucket) for bucket in manifest.buckets},
         "objective": Objective(
             timesteps=(0, 1000 if preset.kind == "base" else 200),
             dropout=ConditionDropout(text=0.3, crop=0.3, last_numbers=0.3),
         ),
+        "autoencoder": None,
         "num_steps": 2,
         "learning_rate": LearningRate(peak=1e-3),
         "adamw": AdamWSettings(),

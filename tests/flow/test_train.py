@@ -132,6 +132,12 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     assert (shown["num_samples"], shown["num_steps"]) == (70, NUM_STEPS)
     assert shown["buckets"]["32x32"]["num_rows"] == 42
     assert shown["flops"] > 0
+    assert shown["num_trained_parameters"] == shown["num_parameters"]
+    adapter = plan(settings(samples, tmp_path / "out", models.base, batch=8, lora_rank=2)).values
+    assert 0 < adapter["num_trained_parameters"] < shown["num_parameters"] / 10
+    assert adapter["flops"] == pytest.approx(shown["flops"] * 2 / 3)
+    assert adapter["state_bytes_per_worker"] < shown["state_bytes_per_worker"] / 3
+    assert adapter["fingerprint"] != shown["fingerprint"]
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -143,6 +149,7 @@ def test_what_cannot_work_is_refused_before_any_work(
         ({"batch": 5}, "2 workers cannot share evenly"),
         ({"remainder": "drop", "batch": 40}, "32x64 has 28 samples"),
         ({"stage": "refiner"}, "is a base"),
+        ({"stage": "vae"}, "has latents, expected pictures"),
         ({"texts": "stored"}, "prepare with --text"),
         ({"zero_terminal_snr": True}, "expected v_prediction"),
         ({"any_latents": False}, "its latents were made"),

@@ -4,10 +4,17 @@ import pytest
 import torch
 from peft.utils import get_peft_model_state_dict
 
-from sdxl_core.contract.errors import ConfigError
+from sdxl_core.contract.errors import ConfigError, WeightsError
 from sdxl_core.nets.build import build_unet
 from sdxl_core.nets.presets import SDXL_BASE, SDXL_REFINER, ModelKind, ModelPreset
-from sdxl_core.training.lora import LoraSettings, add_lora, lora_weights, set_lora_weights
+from sdxl_core.training.lora import (
+    LoraSettings,
+    add_lora,
+    lora_of_parameters,
+    lora_weights,
+    num_lora_parameters,
+    set_lora_weights,
+)
 from sdxl_core.training.lora_files import merge_lora
 from tests.micro_models import micro_model
 from tests.sdxl_core.training.adapters import KINDS, SETTINGS, answer, fill, fresh_unet
@@ -144,3 +151,27 @@ def test_lora_where_it_cannot_be_is_refused() -> None:
 def test_lora_settings_that_cannot_be_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"lora {next(iter(settings))}: found"):
         LoraSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_an_adapter_are_counted_before_it_is_made(kind: ModelKind) -> None:
+    for settings in (SETTINGS, LoraSettings(rank=2)):
+        expected = num_lora_parameters(fresh_unet(kind), settings)
+        added = add_lora(fresh_unet(kind), settings, seed=1)
+        assert sum(parameter.numel() for parameter in added) == expected
+
+
+def test_an_adapter_is_put_together_from_its_named_parameters() -> None:
+    unet = fresh_unet("base")
+    add_lora(unet, SETTINGS, seed=1)
+    fill(unet)
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    found = lora_of_parameters(trained, rank=3, alpha=1.5)
+    expected = lora_weights(unet)
+    assert (found.rank, found.alpha) == (expected.rank, expected.alpha)
+    for side in ("down", "up"):
+        mine, theirs = getattr(found, side), getattr(expected, side)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    with pytest.raises(WeightsError, match=r"found the parameter conv_in\.weight"):
+        lora_of_parameters({"conv_in.weight": torch.zeros(3, 3)}, rank=3, alpha=1.0)

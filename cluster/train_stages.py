@@ -1,0 +1,104 @@
+"""What is trained, and what a batch of samples says of it: one diffusion network, or an autoencoder
+beside its discriminator. The loop does not know which."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from cluster.train_meter import NUM_BANDS, Meter, peak_flops_per_s
+from cluster.train_networks import load_autoencoder, load_frozen, load_trained
+from cluster.train_work import TrainWork
+from cluster.work import DTYPES
+from cluster.zero import ZeroEngine
+from sdxl_core.training.autoencoder_network import (
+    LOSS_PARTS,
+    losses_of_pictures,
+    pictures_of,
+)
+from sdxl_core.training.frozen_parts import FrozenParts
+from sdxl_core.training.seeded_batches import SampleBatch
+from sdxl_core.training.seeded_objective import SampleLosses, losses_of_samples
+
+LossesOf = Callable[[ZeroEngine, SampleBatch, int], SampleLosses]
+"""From the engine, samples, and global batches done before: the samples' losses."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainStage:
+    """What a worker trains.
+
+    Args:
+        network: float32 on the CPU, the same on all workers.
+        losses_of: under the run's objective.
+        frozen: the networks that samples go through; None where there are none.
+    """
+
+    network: nn.Module
+    losses_of: LossesOf
+    frozen: FrozenParts | None
+
+
+def make_stage(work: TrainWork, device: str) -> TrainStage:
+    """Loads what the run needs on this worker.
+
+    Args:
+        work: the run.
+        device: of this worker.
+
+    Raises:
+        WeightsError: the model's files cannot be read.
+    """
+    if work.autoencoder is not None:
+        return _autoencoder_stage(work, device)
+    assert work.objective is not None
+    objective, frozen = work.objective, load_frozen(work, device)
+    tables = objective.tables(device)
+
+    def losses_of(engine: ZeroEngine, samples: SampleBatch, _step: int) -> SampleLosses:
+        return losses_of_samples(
+            engine.module,
+            frozen.batch(samples),
+            samples.seeds,
+            objective=objective,
+            tables=tables,
+            empty=frozen.empty,
+            text_1_width=frozen.text_1_width,
+            network_dtype=DTYPES[work.precision],
+        )
+
+    return TrainStage(network=load_trained(work), losses_of=losses_of, frozen=frozen)
+
+
+def _autoencoder_stage(work: TrainWork, device: str) -> TrainStage:
+    assert work.autoencoder is not None
+    objective = work.autoencoder.objective
+    perceptual = work.autoencoder.perceptual().to(device)
+    pair = load_autoencoder(work)
+
+    def losses_of(engine: ZeroEngine, samples: SampleBatch, step: int) -> SampleLosses:
+        return losses_of_pictures(
+            engine.module,
+            pictures_of(samples.images_BHWC, device),
+            samples.seeds,
+            objective=objective,
+            step=step,
+            perceptual=perceptual,
+        )
+
+    return TrainStage(network=pair, losses_of=losses_of, frozen=None)
+
+
+def make_meter(work: TrainWork, device: str) -> Meter:
+    """The meter of a worker; it knows the exact work of every bucket."""
+    is_diffusion = work.autoencoder is None
+    name = torch.cuda.get_device_name() if work.device == "cuda" else ""
+    return Meter(
+        work.ingest.manifest.buckets,
+        work.flops_of_bucket,
+        device=device,
+        peak_flops_per_s=peak_flops_per_s(name),
+        num_bands=NUM_BANDS if is_diffusion else 1,
+        part_names=() if is_diffusion else LOSS_PARTS,
+    )

@@ -8,6 +8,7 @@ from torch import nn
 from cluster.train_work import TrainWork
 from cluster.work import DTYPES
 from sdxl_core.nets.components import network_builder
+from sdxl_core.nets.model import trained_as
 from sdxl_core.nets.weights import load_model
 from sdxl_core.training.autoencoder_network import AdversarialPair
 from sdxl_core.training.conditions import allow_dropped_numbers
@@ -74,5 +75,11 @@ def load_frozen(work: TrainWork, device: str) -> FrozenParts:
         device=device,
         variant=work.variant,
         components=components,
+    )
+    # Validation prompts are rendered with it.
+    model = trained_as(
+        model,
+        prediction_type=work.objective.prediction_type,
+        zero_terminal_snr=work.objective.zero_terminal_snr,
     )
     return freeze(model, device=device, drops_captions=drops_text)

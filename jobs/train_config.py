@@ -102,7 +102,8 @@ class TrainConfig:
     min_snr_gamma: float | None = None
     """Weigh noise levels by min-SNR with this gamma, 5 in its paper."""
     zero_terminal_snr: Flag = False
-    """Rescale the schedule so that nothing is left at the last level; needs v_prediction."""
+    """Rescale the schedule so that nothing is left at the last level; needs v_prediction. A model
+    that was trained so keeps it."""
     drop_text: float = 0.1
     """Share of samples without caption."""
     drop_text_parts: Literal["together", "apart"] = "together"

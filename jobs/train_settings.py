@@ -53,7 +53,7 @@ def objective_of(config: TrainConfig, model: SdxlModel) -> Objective:
         offset_noise=config.offset_noise,
         offset=config.offset,
         min_snr_gamma=config.min_snr_gamma,
-        zero_terminal_snr=config.zero_terminal_snr,
+        zero_terminal_snr=config.zero_terminal_snr or model.zero_terminal_snr,
         dropout=ConditionDropout(
             text=config.drop_text,
             text_parts=config.drop_text_parts,

@@ -52,6 +52,7 @@ def step_table(request: Request, model: SdxlModel) -> StepTable:
             prediction_type=model.prediction_type,
             spacing=model.timestep_spacing,
             steps_offset=model.steps_offset,
+            zero_terminal_snr=model.zero_terminal_snr,
             first_step=first,
             last_step=last,
         )
@@ -65,6 +66,7 @@ def _handoff_step(request: Request, model: SdxlModel) -> int:
         num_steps=request.steps,
         spacing=model.timestep_spacing,
         steps_offset=model.steps_offset,
+        zero_terminal_snr=model.zero_terminal_snr,
     )
     return handoff_step(timesteps, request.handoff)
 

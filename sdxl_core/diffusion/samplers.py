@@ -106,7 +106,7 @@ class StepTable:
         return int(np.count_nonzero(self.coef_noise_E))
 
 
-_LevelsRule = Callable[[int, Spacing, int], NoiseLevels]
+_LevelsRule = Callable[..., NoiseLevels]
 _Method = Callable[[NoiseLevels], Updates]
 
 _SAMPLERS: dict[str, tuple[_LevelsRule, _Method]] = {
@@ -128,6 +128,7 @@ def make_step_table(
     prediction_type: PredictionType,
     spacing: Spacing,
     steps_offset: int = 1,
+    zero_terminal_snr: bool = False,
     first_step: int = 0,
     last_step: int | None = None,
 ) -> StepTable:
@@ -145,6 +146,7 @@ def make_step_table(
         prediction_type: What the network predicts.
         spacing: Timestep spacing; see ``make_timesteps``. Karras levels do not depend on it.
         steps_offset: See ``make_timesteps``.
+        zero_terminal_snr: The levels are those of the rescaled schedule; see ``training_sigmas``.
         first_step: Steps that others do before.
         last_step: Where to stop; None goes to the end.
 
@@ -152,7 +154,7 @@ def make_step_table(
         ConfigError: on a name that does not exist, a number of steps out of range, or a part
             without steps.
     """
-    levels = _levels(sampler, num_steps, spacing, steps_offset)
+    levels = _levels(sampler, num_steps, spacing, steps_offset, zero_terminal_snr)
     last_step = num_steps if last_step is None else last_step
     if not 0 <= first_step < last_step <= num_steps:
         raise ConfigError(
@@ -205,20 +207,28 @@ def compile_steps(
 
 
 def sampler_timesteps(
-    sampler: str, *, num_steps: int, spacing: Spacing, steps_offset: int = 1
+    sampler: str,
+    *,
+    num_steps: int,
+    spacing: Spacing,
+    steps_offset: int = 1,
+    zero_terminal_snr: bool = False,
 ) -> Floats:
     """The timestep at which each step starts, float64[N], falling; what ``handoff_step`` divides.
 
     Raises:
         ConfigError: as ``make_step_table``.
     """
-    return _levels(sampler, num_steps, spacing, steps_offset).timestep_N1[:-1]
+    return _levels(sampler, num_steps, spacing, steps_offset, zero_terminal_snr).timestep_N1[:-1]
 
 
-def _levels(sampler: str, num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLevels:
+def _levels(
+    sampler: str, num_steps: int, spacing: Spacing, steps_offset: int, zero_terminal_snr: bool
+) -> NoiseLevels:
     if sampler not in _SAMPLERS:
         raise unknown_name_error("sampler", sampler, SAMPLER_NAMES)
-    return _SAMPLERS[sampler][0](num_steps, spacing, steps_offset)
+    rule = _SAMPLERS[sampler][0]
+    return rule(num_steps, spacing, steps_offset, zero_terminal_snr=zero_terminal_snr)
 
 
 def handoff_step(

@@ -3,7 +3,8 @@
 Everything is in "sigma" (variance exploding) space: ``x = x_0 + sigma * noise``. Timesteps are the
 network's clock, 0 (clean) to 999 (noisiest). The rules are those of diffusers 0.42's schedulers
 with the configuration that the released models carry (``beta_start`` 0.00085, ``beta_end`` 0.012,
-``scaled_linear``, 1000 timesteps, ``steps_offset`` 1).
+``scaled_linear``, 1000 timesteps, ``steps_offset`` 1), or with that schedule rescaled to zero
+terminal SNR (``rescale_betas_zero_snr``).
 """
 
 # Shapes: T=1000 training timesteps, N steps of a sampler, N1=N+1 noise levels: one before each
@@ -80,24 +81,49 @@ def scaled_linear_alphas_cumprod() -> Floats:
 
 
 @functools.cache
-def training_sigmas() -> Floats:
-    """Noise level of each training timestep, float64[T], 0.0292 to 14.6146, read-only."""
-    alphas_cumprod_T = scaled_linear_alphas_cumprod().astype(np.float32)
+def rescaled_alphas_cumprod() -> Floats:
+    """``scaled_linear_alphas_cumprod`` rescaled so that nothing is left at the last timestep.
+
+    float64[T], falling, read-only (arXiv:2305.08891, algorithm 1). The last is 2**-24 instead of 0,
+    so that the noisiest level, 4096, is finite; that and the float32 steps are diffusers'.
+    """
+    root_T = torch.tensor(scaled_linear_alphas_cumprod(), dtype=torch.float32).sqrt()
+    root_T = (root_T - root_T[-1]) * (root_T[0] / (root_T[0] - root_T[-1]))
+    kept_T = root_T**2
+    alphas_T = torch.cat([kept_T[:1], kept_T[1:] / kept_T[:-1]])
+    alphas_cumprod_T = torch.cumprod(1 - (1 - alphas_T), dim=0).to(torch.float64).numpy()
+    alphas_cumprod_T[-1] = 2**-24
+    alphas_cumprod_T.flags.writeable = False
+    return alphas_cumprod_T
+
+
+@functools.cache
+def training_sigmas(*, zero_terminal_snr: bool = False) -> Floats:
+    """Noise level of each training timestep, float64[T], read-only.
+
+    Args:
+        zero_terminal_snr: of the rescaled schedule, 0.0292 to 4096, instead of the released one's
+            0.0292 to 14.6146.
+    """
+    kept_T = rescaled_alphas_cumprod() if zero_terminal_snr else scaled_linear_alphas_cumprod()
+    alphas_cumprod_T = kept_T.astype(np.float32)
     sigmas_T = (((1 - alphas_cumprod_T) / alphas_cumprod_T) ** 0.5).astype(np.float64)
     sigmas_T.flags.writeable = False
     return sigmas_T
 
 
-def timestep_to_sigma(timestep: ArrayLike) -> Floats:
+def timestep_to_sigma(timestep: ArrayLike, *, zero_terminal_snr: bool = False) -> Floats:
     """Noise level at timesteps, linear between whole ones, constant outside 0 to 999."""
     clock_T = np.arange(NUM_TRAIN_TIMESTEPS)
-    return np.interp(np.asarray(timestep, dtype=np.float64), clock_T, training_sigmas())
+    sigmas_T = training_sigmas(zero_terminal_snr=zero_terminal_snr)
+    return np.interp(np.asarray(timestep, dtype=np.float64), clock_T, sigmas_T)
 
 
-def sigma_to_timestep(sigma: ArrayLike) -> Floats:
+def sigma_to_timestep(sigma: ArrayLike, *, zero_terminal_snr: bool = False) -> Floats:
     """Timesteps of positive noise levels, linear in log sigma between whole timesteps, 0 to 999."""
     log_sigma = np.log(np.asarray(sigma, dtype=np.float64))
-    return np.interp(log_sigma, np.log(training_sigmas()), np.arange(NUM_TRAIN_TIMESTEPS))
+    log_sigmas_T = np.log(training_sigmas(zero_terminal_snr=zero_terminal_snr))
+    return np.interp(log_sigma, log_sigmas_T, np.arange(NUM_TRAIN_TIMESTEPS))
 
 
 def make_timesteps(num_steps: int, spacing: Spacing, steps_offset: int = 1) -> Floats:
@@ -136,13 +162,21 @@ def karras_sigmas(
     return np.asarray((root_max + ramp_N * (root_min - root_max)) ** rho)
 
 
-def euler_levels(num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLevels:
+def euler_levels(
+    num_steps: int, spacing: Spacing, steps_offset: int, *, zero_terminal_snr: bool = False
+) -> NoiseLevels:
     """Levels of diffusers' Euler, Euler ancestral and Heun schedulers."""
     timestep_N = make_timesteps(num_steps, spacing, steps_offset)
-    return _down_to_zero(timestep_N, starts_at_unit_variance=spacing == "leading")
+    return _down_to_zero(
+        timestep_N,
+        starts_at_unit_variance=spacing == "leading",
+        zero_terminal_snr=zero_terminal_snr,
+    )
 
 
-def ddim_levels(num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLevels:
+def ddim_levels(
+    num_steps: int, spacing: Spacing, steps_offset: int, *, zero_terminal_snr: bool = False
+) -> NoiseLevels:
     """Levels of diffusers' DDIM scheduler with ``set_alpha_to_one`` off.
 
     Every step aims at a timestep ``1000 // num_steps`` lower, whatever the spacing, and never below
@@ -152,11 +186,16 @@ def ddim_levels(num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLev
     """
     timestep_N = make_timesteps(num_steps, spacing, steps_offset).round()
     target_timestep_N = np.maximum(timestep_N - NUM_TRAIN_TIMESTEPS // num_steps, 0)
-    levels = _down_to_zero(timestep_N, starts_at_unit_variance=True)
-    return dataclasses.replace(levels, target_N=timestep_to_sigma(target_timestep_N))
+    levels = _down_to_zero(
+        timestep_N, starts_at_unit_variance=True, zero_terminal_snr=zero_terminal_snr
+    )
+    target_N = timestep_to_sigma(target_timestep_N, zero_terminal_snr=zero_terminal_snr)
+    return dataclasses.replace(levels, target_N=target_N)
 
 
-def dpm_levels(num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLevels:
+def dpm_levels(
+    num_steps: int, spacing: Spacing, steps_offset: int, *, zero_terminal_snr: bool = False
+) -> NoiseLevels:
     """Levels of diffusers' DPM-Solver scheduler: those of one step more, without the cleanest.
 
     Raises:
@@ -174,25 +213,34 @@ def dpm_levels(num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLeve
         )
     else:
         timestep_N = make_timesteps(num_steps + 1, spacing, steps_offset)[:-1]
-    return _down_to_zero(timestep_N, starts_at_unit_variance=True)
+    return _down_to_zero(
+        timestep_N, starts_at_unit_variance=True, zero_terminal_snr=zero_terminal_snr
+    )
 
 
-def dpm_karras_levels(num_steps: int, spacing: Spacing, steps_offset: int) -> NoiseLevels:
+def dpm_karras_levels(
+    num_steps: int, spacing: Spacing, steps_offset: int, *, zero_terminal_snr: bool = False
+) -> NoiseLevels:
     """Levels of diffusers' DPM-Solver scheduler with ``use_karras_sigmas``.
 
     They span the whole training range whatever the spacing. Timesteps are rounded, sigmas are not.
     """
     make_timesteps(num_steps, spacing, steps_offset)  # refuses what it refuses elsewhere
-    sigmas_T = training_sigmas()
+    sigmas_T = training_sigmas(zero_terminal_snr=zero_terminal_snr)
     sigma_N = karras_sigmas(num_steps, sigma_min=float(sigmas_T[0]), sigma_max=float(sigmas_T[-1]))
-    timestep_N = sigma_to_timestep(sigma_N).round()
-    levels = _down_to_zero(timestep_N, starts_at_unit_variance=True)
+    timestep_N = sigma_to_timestep(sigma_N, zero_terminal_snr=zero_terminal_snr).round()
+    levels = _down_to_zero(
+        timestep_N, starts_at_unit_variance=True, zero_terminal_snr=zero_terminal_snr
+    )
     sigma_N1 = np.append(sigma_N, 0.0)
     return dataclasses.replace(levels, sigma_N1=sigma_N1, target_N=sigma_N1[1:])
 
 
-def _down_to_zero(timestep_N: Floats, *, starts_at_unit_variance: bool) -> NoiseLevels:
-    sigma_N1 = np.append(timestep_to_sigma(timestep_N), 0.0)
+def _down_to_zero(
+    timestep_N: Floats, *, starts_at_unit_variance: bool, zero_terminal_snr: bool
+) -> NoiseLevels:
+    sigma_N = timestep_to_sigma(timestep_N, zero_terminal_snr=zero_terminal_snr)
+    sigma_N1 = np.append(sigma_N, 0.0)
     return NoiseLevels(
         timestep_N1=np.append(timestep_N, 0.0),
         sigma_N1=sigma_N1,

@@ -51,6 +51,8 @@ class SdxlModel:
     prediction_type: PredictionType = "epsilon"
     timestep_spacing: TimestepSpacing = "leading"
     steps_offset: int = 1
+    zero_terminal_snr: bool = False
+    """The noise schedule is the released one, rescaled so that nothing is left at its end."""
     force_zeros_for_empty_prompt: bool
     """True in the base: a row without a negative prompt is guided away from zero embeddings."""
     digest: str = ""
@@ -74,6 +76,26 @@ class SdxlModel:
         """The networks by their folder names in the diffusers layout, sorted."""
         towers = {} if self.text_1 is None else {"text_encoder": self.text_1}
         return {**towers, "text_encoder_2": self.text_2, "unet": self.unet, "vae": self.vae}
+
+
+def trained_as(
+    model: SdxlModel, *, prediction_type: PredictionType, zero_terminal_snr: bool
+) -> SdxlModel:
+    """Returns the model as it has to be sampled after training for this objective.
+
+    Args:
+        model: as it was before.
+        prediction_type: what the network was trained to say.
+        zero_terminal_snr: with the rescaled schedule: sampling then begins at its end, where
+            spacing ``trailing`` begins (arXiv:2305.08891, section 3.3).
+    """
+    spacing: TimestepSpacing = "trailing" if zero_terminal_snr else model.timestep_spacing
+    return dataclasses.replace(
+        model,
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
+        timestep_spacing=spacing,
+    )
 
 
 def model_of(preset: ModelPreset, networks: dict[str, nn.Module]) -> SdxlModel:

@@ -43,6 +43,7 @@ class SamplingSettings:
     prediction_type: PredictionType = "epsilon"
     timestep_spacing: TimestepSpacing = "leading"
     steps_offset: int = 1
+    zero_terminal_snr: bool = False
     force_zeros_for_empty_prompt: bool
 
     def values(self) -> Config:
@@ -81,8 +82,11 @@ def model_index(kind: ModelKind, settings: SamplingSettings) -> Config:
 
 def scheduler_config(settings: SamplingSettings) -> Config:
     """Returns the content of ``scheduler/scheduler_config.json``."""
+    # Released files do not have the name at all.
+    rescaled: Config = {"rescale_betas_zero_snr": True} if settings.zero_terminal_snr else {}
     return {
         **_SCHEDULER,
+        **rescaled,
         "prediction_type": settings.prediction_type,
         "steps_offset": settings.steps_offset,
         "timestep_spacing": settings.timestep_spacing,
@@ -106,8 +110,13 @@ def settings_of_configs(index: Config, scheduler: Config, *, url: str) -> Sampli
         found = scheduler.get(name)
         if found != _SCHEDULER[name]:
             raise WeightsError(f"{where}: found {name} = {found!r}, expected {_SCHEDULER[name]!r}")
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise WeightsError(f"{where}: found rescale_betas_zero_snr, a schedule that is not SDXL's")
+    zero_terminal_snr = bool(scheduler.get("rescale_betas_zero_snr", False))
+    if zero_terminal_snr and scheduler.get("prediction_type") != "v_prediction":
+        raise WeightsError(
+            f"{where}: found rescale_betas_zero_snr with prediction_type = "
+            f"{scheduler.get('prediction_type')!r}, expected 'v_prediction': where nothing is left "
+            "of the picture, the noise says nothing of it"
+        )
     return SamplingSettings(
         prediction_type=cast(
             PredictionType,
@@ -118,6 +127,7 @@ def settings_of_configs(index: Config, scheduler: Config, *, url: str) -> Sampli
             _one_of(get_args(TimestepSpacing), scheduler, "timestep_spacing", "linspace", where),
         ),
         steps_offset=int(scheduler.get("steps_offset", 0)),
+        zero_terminal_snr=zero_terminal_snr,
         # diffusers' own default for both pipelines
         force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
     )

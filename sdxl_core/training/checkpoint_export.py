@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sdxl_core.contract.errors import ConfigError, WeightsError
-from sdxl_core.nets.model import SdxlModel
+from sdxl_core.nets.model import SdxlModel, trained_as
 from sdxl_core.nets.weights import load_model
 from sdxl_core.storage.stores import open_store
 from sdxl_core.training.autoencoder_network import autoencoder_parameters
@@ -85,9 +85,13 @@ def model_of_checkpoint(
         for name, dtype in whole.stored_dtypes.items()
         if not name.startswith(f"{component}/")
     }
-    return dataclasses.replace(
-        whole, prediction_type=record.model["prediction_type"], stored_dtypes=dtypes, digest=""
-    )
+    if component == "unet":
+        whole = trained_as(
+            whole,
+            prediction_type=record.model["prediction_type"],
+            zero_terminal_snr=record.model.get("zero_terminal_snr", False),
+        )
+    return dataclasses.replace(whole, stored_dtypes=dtypes, digest="")
 
 
 def read_trained(

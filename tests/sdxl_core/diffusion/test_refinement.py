@@ -14,6 +14,7 @@ from sdxl_core.diffusion.conditioning import TextPair, encode_pairs
 from sdxl_core.diffusion.refinement import row_task, step_table
 from sdxl_core.diffusion.samplers import SAMPLER_NAMES, handoff_step, sampler_timesteps
 from sdxl_core.diffusion.tasks import DenoiseTask
+from sdxl_core.nets.model import trained_as
 from tests.micro_models import micro_model
 
 BASE, REFINER = micro_model("base"), micro_model("refiner")
@@ -35,6 +36,17 @@ def test_a_row_without_refiner_has_all_of_its_steps_on_the_base():
 
     assert table.num_evaluations == 30
     assert table.end_sigma == 0
+
+
+def test_a_model_that_was_trained_to_the_end_of_the_schedule_is_sampled_from_there():
+    model = trained_as(BASE, prediction_type="v_prediction", zero_terminal_snr=True)
+    table = step_table(request(), model)
+
+    assert table.timestep_E[0] == 999
+    assert table.start_sigma == pytest.approx(4096)
+    # Nothing of the noisy input is left in what it takes for the picture: the velocity is all.
+    assert table.skip_E[0] == pytest.approx(0, abs=1e-7)
+    assert step_table(request(), BASE).timestep_E[0] < 999
 
 
 def test_handoff_splits_30_steps_as_diffusers_does():

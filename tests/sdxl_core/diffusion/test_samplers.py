@@ -68,6 +68,43 @@ def scheduler_for(sampler: str, num_steps: int, spacing: str, prediction_type: s
     return scheduler
 
 
+RESCALED = {"euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_karras"}
+
+
+@pytest.mark.parametrize("num_steps", [4, 30])
+@pytest.mark.parametrize("sampler", sorted(RESCALED))
+def test_table_of_the_rescaled_schedule_equals_the_diffusers_scheduler(
+    sampler: str, num_steps: int
+) -> None:
+    """All samplers whose diffusers scheduler knows ``rescale_betas_zero_snr``; Heun's does not."""
+    scheduler_class, options = SCHEDULERS[sampler]
+    scheduler = scheduler_class(
+        **RELEASED,
+        **options,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    scheduler.set_timesteps(num_steps)
+    table = table_for(
+        sampler, num_steps, "trailing", prediction_type="v_prediction", zero_terminal_snr=True
+    )
+    np.testing.assert_allclose(table.timestep_E, scheduler.timesteps.numpy(), rtol=1e-6, atol=1e-6)
+    assert table.timestep_E[0] == 999
+    assert table.start_sigma == pytest.approx(4096, rel=1e-3)
+    noise = noise_of(0)()
+    expected = trace_diffusers(scheduler, noise * scheduler.init_noise_sigma)
+    start = noise.double() * table.initial_noise_scale
+    found = as_diffusers_has_it(
+        sampler, table, list(trace_table(table, network, start, noise_of(7)))
+    )
+    # float32 at a level of 4096; diffusers' DDIM begins at an infinite one, 1 / 4096 away.
+    tolerance = 1e-3 if sampler == "ddim" else 1e-4
+    for x, expected_x in zip(found, expected, strict=True):
+        atol = tolerance * expected_x.abs().max().item()
+        torch.testing.assert_close(x, expected_x.double(), rtol=0, atol=atol)
+
+
 def table_for(sampler: str, num_steps: int, spacing: str = "leading", **options) -> StepTable:
     options = {"prediction_type": "epsilon", **options}
     return make_step_table(sampler, num_steps=num_steps, spacing=spacing, **options)

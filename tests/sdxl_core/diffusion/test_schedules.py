@@ -16,6 +16,7 @@ from sdxl_core.diffusion.schedules import (
     timestep_to_sigma,
     training_sigmas,
 )
+from sdxl_core.training.noise_levels import kept_shares
 
 SPACINGS = ("leading", "trailing", "linspace")
 LEVELS = (euler_levels, ddim_levels, dpm_levels, dpm_karras_levels)
@@ -36,6 +37,17 @@ def test_training_sigmas_follow_from_the_betas_in_exact_arithmetic() -> None:
     # halved by the root.
     np.testing.assert_allclose(scaled_linear_alphas_cumprod(), alphas_cumprod_T, rtol=1e-6)
     np.testing.assert_allclose(training_sigmas(), exact_T, rtol=3.5e-5)
+
+
+def test_rescaled_sigmas_are_those_that_training_noises_to() -> None:
+    """Beside the last, which training has at infinity."""
+    kept_T = kept_shares(zero_terminal_snr=True).double().numpy()
+    sigmas_T = training_sigmas(zero_terminal_snr=True)
+    np.testing.assert_allclose(sigmas_T[:-1], np.sqrt(1 / kept_T[:-1] - 1), rtol=3e-4)
+    assert sigmas_T[-1] == pytest.approx(4096)
+    assert kept_T[-1] == 0
+    assert (np.diff(sigmas_T) > 0).all()
+    assert sigmas_T[0] == pytest.approx(training_sigmas()[0], rel=1e-4)
 
 
 def test_training_sigmas_cannot_be_changed_by_a_caller() -> None:

@@ -1,6 +1,7 @@
 """The scheduler's settings and the pipeline's flags, written and read."""
 
 import pytest
+from diffusers import EulerDiscreteScheduler
 
 from sdxl_core.contract.errors import WeightsError
 from sdxl_core.nets.pipeline_configs import (
@@ -41,6 +42,7 @@ def test_settings_survive_writing_and_reading(kind):
         prediction_type="v_prediction",
         timestep_spacing="trailing",
         steps_offset=0,
+        zero_terminal_snr=True,
         force_zeros_for_empty_prompt=False,
     )
     index = model_index(kind, settings)
@@ -61,7 +63,7 @@ def test_refiner_index_says_what_the_released_one_says():
         ("beta_schedule", "linear"),
         ("beta_end", 0.02),
         ("num_train_timesteps", 500),
-        ("rescale_betas_zero_snr", True),
+        ("rescale_betas_zero_snr", True),  # with epsilon
         ("prediction_type", "sample"),
         ("timestep_spacing", "dense"),
     ],
@@ -71,3 +73,19 @@ def test_schedule_that_is_not_sdxls_is_refused_with_its_name(name, value):
     with pytest.raises(WeightsError, match=name) as caught:
         settings_of_configs({}, scheduler, url="folder")
     assert "folder/scheduler/scheduler_config.json" in str(caught.value)
+
+
+def test_diffusers_makes_the_scheduler_that_a_rescaled_schedule_asks_for():
+    settings = SamplingSettings(
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        zero_terminal_snr=True,
+        force_zeros_for_empty_prompt=True,
+    )
+    peer = EulerDiscreteScheduler.from_config(scheduler_config(settings))
+    assert peer.alphas_cumprod[-1] == 2**-24
+    peer.set_timesteps(10)
+    assert peer.timesteps[0] == 999
+    assert "rescale_betas_zero_snr" not in scheduler_config(
+        SamplingSettings(force_zeros_for_empty_prompt=True)
+    )

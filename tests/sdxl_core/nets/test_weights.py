@@ -12,7 +12,7 @@ import torch
 from sdxl_core.contract.errors import ConfigError, WeightsError
 from sdxl_core.nets.build import CLIPTextModel
 from sdxl_core.nets.digest import networks_digest
-from sdxl_core.nets.model import NotLoaded
+from sdxl_core.nets.model import NotLoaded, trained_as
 from sdxl_core.nets.weights import export_model, load_model, model_identity
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -58,6 +58,15 @@ def test_loaded_model_has_the_exported_weights_buffers_and_settings(model, layou
     assert (loaded.prediction_type, loaded.timestep_spacing) == ("epsilon", "leading")
     assert loaded.steps_offset == 1
     assert not any(m.training for network in loaded.networks.values() for m in network.modules())
+
+
+@pytest.mark.parametrize(("layout", "name"), [("diffusers", "m"), ("single-file", "m.safetensors")])
+def test_files_say_that_the_schedule_is_rescaled(base, layout, name, tmp_path):
+    trained = trained_as(base, prediction_type="v_prediction", zero_terminal_snr=True)
+    export_model(trained, tmp_path / name, layout=layout)
+    loaded = load_model(tmp_path / name, components=())
+    assert (loaded.zero_terminal_snr, loaded.timestep_spacing) == (True, "trailing")
+    assert loaded.prediction_type == "v_prediction"
 
 
 def test_digest_is_the_same_for_both_layouts_and_every_precision_in_memory(

@@ -96,6 +96,8 @@ class PrepareConfig:
     """KEY=VALUE: reject rows whose number of this name is less; may be given again."""
     max: _Repeated = ()
     """KEY=VALUE: reject rows whose number of this name is more; may be given again."""
+    scorer: str | None = None
+    """PACKAGE.MODULE:FUNCTION that gives pictures without an aesthetic score one; see the docs."""
     keep_exact_duplicates: _Flag = False
     """Keep rows that have the very image file of another row."""
     near_duplicates: int | None = None

@@ -78,6 +78,7 @@ def picture_options(config: PrepareConfig, merged: Mapping[Bucket, Bucket]) -> P
         flip_probability=config.flip,
         seed=config.seed,
         image_format=config.image_format,
+        scorer=config.scorer,
     )
 
 

@@ -23,6 +23,7 @@ from jobs.prepare_options import find_sources, source_lines, work_of
 from sdxl_core.contract.config import fingerprint, parse_toml, to_toml
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.contract.samples import SAMPLES_SCHEMA_NAME, SAMPLES_SCHEMA_VERSION
+from sdxl_core.data.scorers import load_scorer
 from sdxl_core.nets.model import check_vae_preset_dtype
 from sdxl_core.nets.weights import model_identity
 from sdxl_core.storage.parts import (
@@ -81,6 +82,8 @@ def start(config: PrepareConfig, store: Store, sources: SourcePlan) -> Start:
             cannot encode as asked.
         ResourceError: if the encoders do not fit on the cluster.
     """
+    if config.scorer is not None:
+        load_scorer(config.scorer)  # refuses before any work
     encode, model_digest = _encoding(config)
     if encode is not None:
         plan_encoders(encode, config.how.encoders)  # refuses before any work

@@ -12,6 +12,7 @@ from typing import Any
 from sdxl_core.contract.reject_reasons import RejectReason
 
 Refusal = tuple[RejectReason, str]
+AESTHETIC_KEY = "aesthetic"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,23 @@ def usable_captions(
     return usable, None
 
 
-def judge_metadata(metadata: Mapping[str, Any], filters: SampleFilters) -> Refusal | None:
+def judge_metadata(
+    metadata: Mapping[str, Any], filters: SampleFilters, *, scored: bool = False
+) -> Refusal | None:
     """Holds the source's numbers against the limits.
 
     A key that is absent or null is a refusal of its own, as is a value that is no finite number:
     who asks for a score does not want rows without one. Texts that spell a number count as one.
+
+    Args:
+        metadata: the source's.
+        filters: with the limits.
+        scored: the key ``aesthetic``, if it is absent, is judged later: the picture will be scored.
     """
     for limits, is_minimum in ((filters.minima, True), (filters.maxima, False)):
         for key, limit in limits.items():
+            if scored and key == AESTHETIC_KEY and metadata.get(key) is None:
+                continue
             if metadata.get(key) is None:
                 return RejectReason.METADATA_MISSING, f"no {key!r} among {sorted(metadata)[:20]}"
             value = finite_number(metadata[key])
@@ -88,6 +98,16 @@ def judge_metadata(metadata: Mapping[str, Any], filters: SampleFilters) -> Refus
             if not is_minimum and value > limit:
                 return RejectReason.ABOVE_MAX, f"{key} is {value:g}, expected at most {limit:g}"
     return None
+
+
+def judge_score(score: float, filters: SampleFilters) -> Refusal | None:
+    """Holds an aesthetic score that was not among the source's numbers against the limits."""
+    minima, maxima = (
+        {AESTHETIC_KEY: limits[AESTHETIC_KEY]} if AESTHETIC_KEY in limits else {}
+        for limits in (filters.minima, filters.maxima)
+    )
+    limits = dataclasses.replace(filters, minima=minima, maxima=maxima)
+    return judge_metadata({AESTHETIC_KEY: score}, limits)
 
 
 def judge_size(size: tuple[int, int], filters: SampleFilters) -> Refusal | None:

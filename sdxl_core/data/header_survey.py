@@ -9,12 +9,8 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 
 from sdxl_core.contract.samples import RawSample, Rejection, samples_schema
-from sdxl_core.data.sample_maker import (
-    PictureOptions,
-    PlannedRow,
-    aesthetic_score,
-    plan_samples,
-)
+from sdxl_core.data.sample_maker import PictureOptions, PlannedRow, plan_samples
+from sdxl_core.data.scorers import aesthetic_score
 from sdxl_core.storage.sample_totals import (
     SampleTotals,
     add_totals,

@@ -18,9 +18,9 @@ from sdxl_core.data.buckets import SDXL_BUCKETS, Bucket, choose_bucket, cover_sc
 from sdxl_core.data.decoding import cut_sample, decode_resized
 from sdxl_core.data.duplicates import perceptual_hash
 from sdxl_core.data.filters import (
+    AESTHETIC_KEY,
     Refusal,
     SampleFilters,
-    finite_number,
     judge_metadata,
     judge_size,
     judge_upscale,
@@ -29,6 +29,7 @@ from sdxl_core.data.filters import (
 from sdxl_core.data.geometry import CropMode, Geometry, covering_size, plan_geometry
 from sdxl_core.data.headers import read_header
 from sdxl_core.data.picture_files import PictureError, PictureHeader
+from sdxl_core.data.scorers import picture_score
 from sdxl_core.storage.image_files import ImageFormat, encode_image
 
 # A picture far longer than its bucket would be enlarged to something huge and then cropped away.
@@ -49,6 +50,7 @@ class PictureOptions:
         seed: of crops and flips.
         image_format: what samples are encoded as; ``jpeg`` is quality 95 without subsampling.
         aesthetic_keys: of the metadata; the first that holds a number is the aesthetic score.
+        scorer: ``package.module:function`` that scores pictures without one, see ``scorers``.
     """
 
     stages: Sequence[Sequence[Bucket]] = (SDXL_BUCKETS,)
@@ -59,7 +61,8 @@ class PictureOptions:
     flip_probability: float = 0.0
     seed: int = 0
     image_format: ImageFormat = "jpeg"
-    aesthetic_keys: Sequence[str] = ("aesthetic", "aesthetic_score", "AESTHETIC_SCORE")
+    aesthetic_keys: Sequence[str] = (AESTHETIC_KEY, "aesthetic_score", "AESTHETIC_SCORE")
+    scorer: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_crops < 1 or not 0 <= self.flip_probability <= 1:
@@ -97,7 +100,8 @@ def plan_samples(raw: RawSample, options: PictureOptions) -> PlannedRow | Reject
     captions: tuple[str, ...] = ()
     if refusal is None:
         captions, refusal = usable_captions(raw.captions, options.filters)
-    refusal = refusal or judge_metadata(raw.metadata, options.filters)
+    scored = options.scorer is not None
+    refusal = refusal or judge_metadata(raw.metadata, options.filters, scored=scored)
     if refusal is not None:
         return reject(raw, *refusal)
     plan = plan_picture(raw.image, options)
@@ -175,7 +179,13 @@ def _samples(
     size = plan.header.size
     picture = decode_resized(image, plan.header, covering_size(size, plan.bucket))
     metadata = _as_json(raw.metadata)
-    aesthetic = aesthetic_score(raw.metadata, options.aesthetic_keys)
+    aesthetic = picture_score(
+        raw.metadata,
+        picture.rgb_HWC,
+        keys=options.aesthetic_keys,
+        scorer=options.scorer,
+        filters=options.filters,
+    )
     content_sha256 = hashlib.sha256(image).hexdigest()
     phash = perceptual_hash(picture.rgb_HWC)
     dropped = len(captions) < sum(bool(caption.strip()) for caption in raw.captions)
@@ -221,12 +231,6 @@ def _geometry(
         crop_index=crop_index,
         flip_probability=options.flip_probability,
     )
-
-
-def aesthetic_score(metadata: Mapping[str, Any], keys: Sequence[str]) -> float | None:
-    """The finite number of the first of ``keys`` that has one; None if none has."""
-    found = (finite_number(metadata.get(key)) for key in keys)
-    return next((number for number in found if number is not None), None)
 
 
 def _as_json(metadata: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from cluster.ingest import IngestWork
+from cluster.tracking_services import ServiceName
 from cluster.train_validation import Validation
 from cluster.zero import Precision
 from sdxl_core.data.buckets import Bucket
@@ -61,6 +62,7 @@ class TrainWork:
         resume_from: URL of one checkpoint to begin from; "" for the newest one in ``out``.
         max_failures: times that the workers are started again.
         tensorboard: write TensorBoard's files.
+        trackers: services that are told as well.
         validation: prompts that are rendered now and then, or None.
         stop_grace_s: how long a request to stop may take.
     """
@@ -103,6 +105,7 @@ class TrainWork:
     resume_from: str
     max_failures: int
     tensorboard: bool
+    trackers: tuple[ServiceName, ...]
     validation: Validation | None
     stop_grace_s: float
 

@@ -102,7 +102,9 @@ class _Teller:
 
     def __init__(self, work: TrainWork, store: Store, hub: Any, *, start_step: int) -> None:
         self._work, self._store, self._hub = work, store, hub
-        self._tracker = Tracker(store, start_step=start_step, tensorboard=work.tensorboard)
+        self._tracker = Tracker(
+            store, start_step=start_step, tensorboard=work.tensorboard, services=work.trackers
+        )
 
     def report(self, progress: Progress, values: dict[str, float]) -> None:
         self._tracker.add(progress.step, values)

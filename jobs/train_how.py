@@ -56,6 +56,8 @@ class TrainHow:
     """Steps from one rendering of the --validate prompts to the next."""
     tensorboard: bool = True
     """Write TensorBoard's files into OUT/tensorboard."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Report to these as well; where to is said by WANDB_* and MLFLOW_* of the environment."""
     stop_grace_s: float = 600.0
     """How long Ctrl-C or SIGTERM waits for a checkpoint."""
     retries: int = 6

@@ -1,6 +1,7 @@
 """From the options of ``sdxl train`` to what its workers know."""
 
 from cluster.ingest import IngestWork
+from cluster.tracking_services import check_services
 from cluster.train_validation import Validation
 from cluster.train_work import TrainWork
 from jobs.train_config import TrainConfig, parse_bucket_weights
@@ -192,6 +193,7 @@ def work_of(
         resume_from="" if config.resume in ("auto", "never") else config.resume,
         max_failures=how.max_failures,
         tensorboard=how.tensorboard,
+        trackers=check_services(how.trackers),
         validation=validation,
         stop_grace_s=how.stop_grace_s,
     )

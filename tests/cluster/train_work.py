@@ -73,6 +73,7 @@ def train_work(samples: str, model: str, out: Path, **more: Any) -> TrainWork:
         "resume_from": "",
         "max_failures": 0,
         "tensorboard": True,
+        "trackers": (),
         "validation": None,
         "stop_grace_s": 10.0,
     }

@@ -25,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from sdxl_core.contract.errors import ConfigError, JobError, SdxlError
 from sdxl_core.data.buckets import Bucket
+from sdxl_core.data.holdout import holdout_places
 from sdxl_core.data.plan import (
     GlobalBatch,
     PlanSettings,
@@ -57,6 +58,8 @@ class IngestWork:
         world_size: workers.
         num_accumulated: forward passes of a worker in a step.
         num_ahead: global batches that are made ready before they are asked for.
+        holdout: share of the samples, by ``data.holdout``, that units have no more when they are
+            read; the manifest counts without them.
         num_cached_units: units that are kept for later batches; 0: as many as may be open.
         retries: tries of one storage operation.
         timeout_s: of one storage operation.
@@ -69,6 +72,7 @@ class IngestWork:
     world_size: int
     num_accumulated: int
     num_ahead: int = 4
+    holdout: float = 0.0
     num_cached_units: int = 0
     retries: int = 6
     timeout_s: float = 30.0
@@ -275,14 +279,23 @@ def _gone(error: Exception) -> JobError:
 def _unit_arguments(work: IngestWork, unit: int) -> tuple[Any, ...]:
     manifest = work.manifest
     url = manifest.files[manifest.unit_file[unit]]
-    return url, int(manifest.unit_index[unit]), work.view.columns, work.retries, work.timeout_s
+    index = int(manifest.unit_index[unit])
+    return url, index, work.view.columns, work.holdout, work.retries, work.timeout_s
 
 
 def _read(
-    url: str, row_group: int, columns: tuple[str, ...], retries: int, timeout_s: float
+    url: str,
+    row_group: int,
+    columns: tuple[str, ...],
+    holdout: float,
+    retries: int,
+    timeout_s: float,
 ) -> pa.Table:
     store, path = open_file(url, retries=retries, timeout_s=timeout_s)
-    return read_unit(store, path, row_group, columns)
+    rows = read_unit(store, path, row_group, columns)
+    if not holdout:
+        return rows
+    return rows.filter(holdout_places(rows["id"].to_pylist()) >= holdout)
 
 
 def _gather(

@@ -40,8 +40,12 @@ class LoopSettings:
     max_skipped_in_row: int = 20
     validate_every: int = 0
 
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Is a checkpoint to be taken after ``step`` steps."""
+        return step == self.num_steps or step % self.checkpoint_every == 0
+
     def is_validation_due(self, step: int) -> bool:
-        """Is it time to render the validation prompts after ``step`` steps."""
+        """Is it time to measure and to render after ``step`` steps."""
         return bool(self.validate_every) and step % self.validate_every == 0
 
 
@@ -64,22 +68,21 @@ def train_loop(
     meter: Meter,
     ask: Callable[[], Wishes],
     on_report: Callable[[Progress, dict[str, float]], None],
-    on_validation: Callable[[Progress], None] | None = None,
+    on_validation: Callable[[Progress], dict[str, float]] | None = None,
 ) -> Outcome:
     """Trains until ``num_steps`` or until some worker is asked to stop; takes a checkpoint then.
 
     Args:
         engine: with the state of ``start``.
         steps: this worker's share of the global batches after ``start``.
-        losses_of: calls the engine's module on samples; is told how many global batches were done
-            before theirs.
+        losses_of: calls the engine's module on samples, which come after so many global batches.
         settings: see there.
         start: where the run stands.
-        checkpointer: writes the state.
-        meter: counts.
+        checkpointer: writes the state; ``meter`` counts.
         ask: called at every report, on every worker; the wish of one is the wish of all.
         on_report: gets what all workers found, on every worker.
-        on_validation: called on every worker; must leave the engine's state as it is.
+        on_validation: called on every worker; leaves the engine's state as it is. What it returns
+            is reported with its step.
 
     Returns:
         Where the run stands now. The checkpoint of it is written and committed.
@@ -95,17 +98,17 @@ def train_loop(
         _take_step(engine, step, losses_of, meter)
         progress = _advance(engine, progress, step, settings)
         is_last, wishes = progress.step == settings.num_steps, Wishes()
-        if is_last or progress.step % settings.report_every == 0:
+        found = None
+        if on_validation is not None and settings.is_validation_due(progress.step):
+            with meter.leaving_out():
+                found = on_validation(progress)
+        if is_last or found is not None or progress.step % settings.report_every == 0:
             report = meter.report(ask())
             seconds_per_step = (time.monotonic() - began) / (progress.step - start.step)
             own = _values(engine, progress, settings, seconds_per_step)
-            on_report(progress, report.values | own)
+            on_report(progress, report.values | own | (found or {}))
             wishes = report.wishes
-        if on_validation is not None and settings.is_validation_due(progress.step):
-            with meter.leaving_out():
-                on_validation(progress)
-        is_due = is_last or progress.step % settings.checkpoint_every == 0
-        if is_due or wishes.checkpoint or wishes.stop:
+        if settings.is_checkpoint_due(progress.step) or wishes.checkpoint or wishes.stop:
             checkpointer.save(engine, progress)
         if wishes.stop:
             break

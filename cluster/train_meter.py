@@ -177,6 +177,7 @@ def report_line(step: int, num_steps: int, values: Mapping[str, Any]) -> str:
     shown = [f"step {step}/{num_steps}"]
     for name, form in (
         ("loss", "loss {:.4f}"),
+        ("holdout/loss", "held out {:.4f}"),
         ("psnr_db", "PSNR {:.1f} dB"),
         ("grad_norm", "norm {:.2f}"),
         ("learning_rate", "lr {:.2e}"),

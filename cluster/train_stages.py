@@ -17,9 +17,12 @@ from sdxl_core.training.autoencoder_network import (
     losses_of_pictures,
     pictures_of,
 )
+from sdxl_core.training.autoencoder_stage import AutoencoderObjective
+from sdxl_core.training.conditions import ConditionDropout
 from sdxl_core.training.frozen_parts import FrozenParts
+from sdxl_core.training.perceptual import PerceptualDistance
 from sdxl_core.training.seeded_batches import SampleBatch
-from sdxl_core.training.seeded_objective import SampleLosses, losses_of_samples
+from sdxl_core.training.seeded_objective import Objective, SampleLosses, losses_of_samples
 
 LossesOf = Callable[[ZeroEngine, SampleBatch, int], SampleLosses]
 """From the engine, samples, and global batches done before: the samples' losses."""
@@ -32,11 +35,14 @@ class TrainStage:
     Args:
         network: float32 on the CPU, the same on all workers.
         losses_of: under the run's objective.
+        held_losses_of: the same for samples that are measured only: nothing is dropped, and no
+            discriminator is asked.
         frozen: the networks that samples go through; None where there are none.
     """
 
     network: nn.Module
     losses_of: LossesOf
+    held_losses_of: LossesOf
     frozen: FrozenParts | None
 
 
@@ -52,8 +58,20 @@ def make_stage(work: TrainWork, device: str) -> TrainStage:
     """
     if work.autoencoder is not None:
         return _autoencoder_stage(work, device)
+    frozen = load_frozen(work, device)
     assert work.objective is not None
-    objective, frozen = work.objective, load_frozen(work, device)
+    whole = dataclasses.replace(work.objective, dropout=ConditionDropout(text=0.0))
+    return TrainStage(
+        network=load_trained(work),
+        losses_of=_diffusion_losses(work, work.objective, frozen, device),
+        held_losses_of=_diffusion_losses(work, whole, frozen, device),
+        frozen=frozen,
+    )
+
+
+def _diffusion_losses(
+    work: TrainWork, objective: Objective, frozen: FrozenParts, device: str
+) -> LossesOf:
     tables = objective.tables(device)
 
     def losses_of(engine: ZeroEngine, samples: SampleBatch, _step: int) -> SampleLosses:
@@ -68,15 +86,25 @@ def make_stage(work: TrainWork, device: str) -> TrainStage:
             network_dtype=DTYPES[work.precision],
         )
 
-    return TrainStage(network=load_trained(work), losses_of=losses_of, frozen=frozen)
+    return losses_of
 
 
 def _autoencoder_stage(work: TrainWork, device: str) -> TrainStage:
     assert work.autoencoder is not None
-    objective = work.autoencoder.objective
-    perceptual = work.autoencoder.perceptual().to(device)
-    pair = load_autoencoder(work)
+    objective, perceptual = work.autoencoder.objective, work.autoencoder.perceptual().to(device)
+    return TrainStage(
+        network=load_autoencoder(work),
+        losses_of=_picture_losses(objective, perceptual, device),
+        held_losses_of=_picture_losses(
+            dataclasses.replace(objective, adversarial_weight=0.0), perceptual, device
+        ),
+        frozen=None,
+    )
 
+
+def _picture_losses(
+    objective: AutoencoderObjective, perceptual: PerceptualDistance, device: str
+) -> LossesOf:
     def losses_of(engine: ZeroEngine, samples: SampleBatch, step: int) -> SampleLosses:
         return losses_of_pictures(
             engine.module,
@@ -87,7 +115,7 @@ def _autoencoder_stage(work: TrainWork, device: str) -> TrainStage:
             perceptual=perceptual,
         )
 
-    return TrainStage(network=pair, losses_of=losses_of, frozen=None)
+    return losses_of
 
 
 def make_meter(work: TrainWork, device: str) -> Meter:

@@ -10,6 +10,7 @@ from cluster.tracking_services import ServiceName
 from cluster.train_validation import Validation
 from cluster.zero import Precision
 from sdxl_core.data.buckets import Bucket
+from sdxl_core.data.holdout import HeldRow
 from sdxl_core.nets.presets import ModelKind
 from sdxl_core.training.autoencoder_network import AutoencoderSettings
 from sdxl_core.training.lora import LoraSettings
@@ -17,6 +18,19 @@ from sdxl_core.training.optimizers import AdamWSettings, LearningRate
 from sdxl_core.training.seeded_objective import Objective
 
 Stage = Literal["base", "refiner", "vae"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holdout:
+    """What is measured, and every how many steps.
+
+    Args:
+        rows: in order of bucket.
+        every: steps from one measurement to the next.
+    """
+
+    rows: tuple[HeldRow, ...]
+    every: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +78,7 @@ class TrainWork:
         tensorboard: write TensorBoard's files.
         trackers: services that are told as well.
         validation: prompts that are rendered now and then, or None.
+        holdout: samples whose loss is measured now and then, or None.
         stop_grace_s: how long a request to stop may take.
     """
 
@@ -107,6 +122,7 @@ class TrainWork:
     tensorboard: bool
     trackers: tuple[ServiceName, ...]
     validation: Validation | None
+    holdout: Holdout | None
     stop_grace_s: float
 
     def checkpoint_model(self) -> dict[str, Any]:

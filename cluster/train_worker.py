@@ -19,6 +19,7 @@ import torch.distributed as dist
 from cluster.checkpoints import Checkpointer, Progress, load_checkpoint
 from cluster.ingest import ray_steps, start_feeder
 from cluster.tracking import Tracker
+from cluster.train_holdout import HoldoutMeter
 from cluster.train_hub import StopFlag
 from cluster.train_loop import LoopSettings, train_loop
 from cluster.train_meter import Wishes
@@ -89,7 +90,9 @@ def _train(work: TrainWork, hub: Any) -> None:
             meter=make_meter(work, device),
             ask=_Asker(hub),
             on_report=_ignore if teller is None else teller.report,
-            on_validation=functools.partial(_validate, engine, stage, work, teller),
+            on_validation=functools.partial(
+                _validate, engine, stage, work, device, held_meter(work), teller
+            ),
         )
     finally:
         checkpointer.close()
@@ -126,18 +129,26 @@ def _ignore(_progress: Progress, _values: dict[str, float]) -> None:
     """The other workers tell nobody."""
 
 
+def held_meter(work: TrainWork) -> HoldoutMeter | None:
+    """What measures the samples that are set aside; None if there are none."""
+    return None if work.holdout is None else HoldoutMeter(work.holdout, work.ingest)
+
+
 def _validate(
     engine: ZeroEngine,
     stage: TrainStage,
     work: TrainWork,
+    device: str,
+    held: HoldoutMeter | None,
     teller: _Teller | None,
     progress: Progress,
-) -> None:
-    assert work.validation is not None
-    assert stage.frozen is not None
-    pictures = render(engine, stage.frozen.model, work.validation.requests)
-    if teller is not None:
-        teller.show(progress.step, pictures)
+) -> dict[str, float]:
+    if work.validation is not None:
+        assert stage.frozen is not None
+        pictures = render(engine, stage.frozen.model, work.validation.requests)
+        if teller is not None:
+            teller.show(progress.step, pictures)
+    return {} if held is None else held.measure(engine, stage.held_losses_of, device=device)
 
 
 def _device(work: TrainWork) -> str:
@@ -172,7 +183,10 @@ def loop_settings(work: TrainWork) -> LoopSettings:
         report_every=work.report_every,
         checkpoint_every=work.checkpoint_every,
         max_skipped_in_row=work.max_skipped_in_row,
-        validate_every=0 if work.validation is None else work.validation.every,
+        validate_every=max(
+            work.validation.every if work.validation is not None else 0,
+            work.holdout.every if work.holdout is not None else 0,
+        ),
     )
 
 

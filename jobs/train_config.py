@@ -43,6 +43,12 @@ class TrainConfig:
     any_latents: Annotated[bool, NOT_WHAT, tyro.conf.FlagCreatePairsOff] = False
     """Train on latents even if they cannot be shown to be of this model's autoencoder."""
 
+    holdout: float = 0.0
+    """Share of the samples, by a hash of their ids, that is never trained on; their loss is
+    reported every --how.validate-every steps."""
+    holdout_samples: Annotated[int, NOT_WHAT] = 256
+    """The most of these whose loss is measured."""
+
     steps: Annotated[int, NOT_WHAT] = 1000
     """Global batches in all; a finished run goes on when it is given more."""
     batch: int = 64
@@ -136,6 +142,8 @@ class TrainConfig:
         check("ema_decay", self.ema_decay, self.ema_decay < 1, "less than 1")
         for name in ("lora_rank", "lora_alpha"):
             check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        check("holdout", self.holdout, 0 <= self.holdout < 1, "0 to less than 1")
+        check("holdout_samples", self.holdout_samples, self.holdout_samples >= 1, "1 or more")
         if self.lora_rank and self.fresh:
             raise ConfigError(
                 "fresh: an adapter beside random weights is of no use; leave --fresh away, or "

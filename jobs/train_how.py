@@ -53,7 +53,8 @@ class TrainHow:
     max_skipped: int = 20
     """The job stops when the gradients of so many steps in a row were not finite."""
     validate_every: int = 500
-    """Steps from one rendering of the --validate prompts to the next."""
+    """Steps from one rendering of the --validate prompts, or one measurement of --holdout, to the
+    next."""
     tensorboard: bool = True
     """Write TensorBoard's files into OUT/tensorboard."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()

@@ -2,8 +2,10 @@
 
 import torch
 
+from cluster.train_work import TrainWork
 from jobs.registry import Plan
 from jobs.train_start import Start
+from sdxl_core.data.plan_coverage import Coverage
 from sdxl_core.nets.components import network_builder
 from sdxl_core.nets.flops import num_unet_parameters, unet_without_memory
 from sdxl_core.training.autoencoder_network import AdversarialPair
@@ -33,22 +35,14 @@ def preview(start: Start) -> Plan:
     flops = epoch_flops * work.num_steps / epoch.num_batches
     hours = flops / (_PEAK_FLOPS_PER_S * _ASSUMED_MFU) / 3600
     num_epochs = work.num_steps / epoch.num_batches
-    buckets = {
-        f"{line.bucket[0]}x{line.bucket[1]}": {
-            "num_rows": line.num_rows,
-            "batch_size": line.batch_size,
-            "num_batches": line.num_batches,
-            "num_unseen": line.num_unseen,
-            "num_repeated": line.num_repeated,
-        }
-        for line in coverage.buckets
-    }
+    buckets = _bucket_values(coverage)
     lines = [
         f"{work.stage}: {num_parameters / 1e6:.2f} M weights, from "
         f"{'random numbers' if work.is_fresh else work.model}",
         *_adapter_lines(work.lora, num_trained),
         f"{coverage.num_rows} samples, {work.ingest.view.pixels}, texts {work.ingest.view.texts}; "
         f"{work.num_steps} steps = {num_epochs:.2f} epochs of {epoch.num_batches} batches",
+        *_holdout_lines(work),
         f"first epoch: {coverage.num_unseen} samples not seen, {coverage.num_repeated} twice or "
         "more",
         *(
@@ -64,6 +58,7 @@ def preview(start: Start) -> Plan:
     ]
     values = {
         "num_samples": coverage.num_rows,
+        "num_measured": 0 if work.holdout is None else len(work.holdout.rows),
         "num_steps": work.num_steps,
         "num_epochs": num_epochs,
         "batches_per_epoch": epoch.num_batches,
@@ -76,6 +71,19 @@ def preview(start: Start) -> Plan:
         "fingerprint": work.fingerprint,
     }
     return Plan(lines=tuple(lines), values=values)
+
+
+def _bucket_values(coverage: Coverage) -> dict[str, dict[str, int]]:
+    return {
+        f"{line.bucket[0]}x{line.bucket[1]}": {
+            "num_rows": line.num_rows,
+            "batch_size": line.batch_size,
+            "num_batches": line.num_batches,
+            "num_unseen": line.num_unseen,
+            "num_repeated": line.num_repeated,
+        }
+        for line in coverage.buckets
+    }
 
 
 def _num_parameters(start: Start) -> tuple[int, int]:
@@ -99,6 +107,15 @@ def _adapter_lines(lora: LoraSettings | None, num_trained: int) -> list[str]:
     return [
         f"adapter of rank {lora.rank}, alpha {lora.used_alpha:g}, on the layers '{lora.targets}': "
         f"{num_trained / 1e6:.2f} M weights are trained, the others stand still"
+    ]
+
+
+def _holdout_lines(work: TrainWork) -> list[str]:
+    if work.holdout is None:
+        return []
+    return [
+        f"beside them {work.ingest.holdout:g} of all samples are set aside; the loss of "
+        f"{len(work.holdout.rows)} of these is measured every {work.holdout.every} steps"
     ]
 
 

@@ -1,9 +1,11 @@
 """From the options of ``sdxl train`` to what its workers know."""
 
+from collections.abc import Sequence
+
 from cluster.ingest import IngestWork
 from cluster.tracking_services import check_services
 from cluster.train_validation import Validation
-from cluster.train_work import TrainWork
+from cluster.train_work import Holdout, TrainWork
 from jobs.train_config import TrainConfig, parse_bucket_weights
 from sdxl_core.contract.config import fingerprint
 from sdxl_core.contract.errors import ConfigError
@@ -92,14 +94,41 @@ def autoencoder_settings(config: TrainConfig) -> AutoencoderSettings | None:
     )
 
 
-def flops_of_sample(config: TrainConfig, preset: ModelPreset, bucket: Bucket) -> float:
-    """Operations of training on one sample: forward and backward, of the trained network alone.
+def flops_of_buckets(
+    config: TrainConfig, preset: ModelPreset, buckets: Sequence[Bucket]
+) -> dict[Bucket, float]:
+    """Operations of training on one sample of each bucket, forward and backward.
 
-    The discriminator and the network of the perceptual distance are not counted.
+    They are those of the trained network: the discriminator, the network of the perceptual distance
+    and those that samples go through are not counted.
     """
     if config.stage == "vae":
-        return 3.0 * (vae_encode_flops(preset, *bucket) + vae_decode_flops(preset, *bucket))
-    return _PASSES[not config.lora_rank] * unet_flops(preset, *bucket)
+        return {
+            bucket: 3.0 * (vae_encode_flops(preset, *bucket) + vae_decode_flops(preset, *bucket))
+            for bucket in buckets
+        }
+    num_passes = _PASSES[not config.lora_rank]
+    return {bucket: num_passes * unet_flops(preset, *bucket) for bucket in buckets}
+
+
+def learning_rate_of(config: TrainConfig) -> LearningRate:
+    """The learning rate by step."""
+    return LearningRate(
+        peak=config.learning_rate,
+        num_warmup_steps=config.warmup_steps,
+        after="cosine" if config.decay_steps else "constant",
+        num_steps=config.decay_steps or None,
+        floor=config.final_share,
+    )
+
+
+def adamw_of(config: TrainConfig) -> AdamWSettings:
+    """The optimizer's constants."""
+    return AdamWSettings(
+        betas=(config.beta_1, config.beta_2),
+        weight_decay=config.weight_decay,
+        eps=config.epsilon,
+    )
 
 
 def accumulated_passes(config: TrainConfig, num_workers: int) -> int:
@@ -125,25 +154,17 @@ def work_of(
     model: SdxlModel,
     *,
     digest: str,
+    samples_digest: str,
     validation: Validation | None,
+    holdout: Holdout | None,
     device: str,
     cpus: float,
 ) -> TrainWork:
-    """What workers have to know.
-
-    Args:
-        config: the options.
-        ingest: which samples, in which order.
-        model: with its files' settings; no network of it is needed.
-        digest: of the model.
-        validation: prompts that are rendered now and then, or None.
-        device: ``cpu`` or ``cuda``.
-        cpus: that each worker reserves.
-    """
+    """What workers have to know; ``samples_digest`` is of all samples, held-out ones included."""
     how, objective = config.how, None if config.stage == "vae" else objective_of(config, model)
     return TrainWork(
         out=config.out,
-        fingerprint=fingerprint(config, samples=ingest.manifest.digest, model=digest),
+        fingerprint=fingerprint(config, samples=samples_digest, model=digest),
         stage=config.stage,
         kind=model.kind,
         model=config.model_path,
@@ -154,25 +175,12 @@ def work_of(
         model_digest=digest,
         ingest=ingest,
         lora=lora_settings(config),
-        flops_of_bucket={
-            bucket: flops_of_sample(config, model.preset, bucket)
-            for bucket in ingest.manifest.buckets
-        },
+        flops_of_bucket=flops_of_buckets(config, model.preset, ingest.manifest.buckets),
         objective=objective,
         autoencoder=autoencoder_settings(config),
         num_steps=config.steps,
-        learning_rate=LearningRate(
-            peak=config.learning_rate,
-            num_warmup_steps=config.warmup_steps,
-            after="cosine" if config.decay_steps else "constant",
-            num_steps=config.decay_steps or None,
-            floor=config.final_share,
-        ),
-        adamw=AdamWSettings(
-            betas=(config.beta_1, config.beta_2),
-            weight_decay=config.weight_decay,
-            eps=config.epsilon,
-        ),
+        learning_rate=learning_rate_of(config),
+        adamw=adamw_of(config),
         max_gradient_norm=config.max_gradient_norm,
         ema_decay=config.ema_decay,
         precision=config.dtype,
@@ -195,5 +203,6 @@ def work_of(
         tensorboard=how.tensorboard,
         trackers=check_services(how.trackers),
         validation=validation,
+        holdout=holdout,
         stop_grace_s=how.stop_grace_s,
     )

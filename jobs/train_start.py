@@ -7,12 +7,13 @@ from cluster.ingest import IngestWork, check_shares
 from cluster.pools import cluster_size
 from cluster.train_start import SampleKind, look_at_samples, refuse_other_latents
 from cluster.train_validation import Validation, read_validation_prompts
-from cluster.train_work import TrainWork
+from cluster.train_work import Holdout, TrainWork
 from cluster.trainer import plan_worker_cpus
 from jobs.train_config import TrainConfig
 from jobs.train_settings import accumulated_passes, plan_settings, work_of
 from sdxl_core.contract.config import refuse_mismatch
 from sdxl_core.contract.errors import ConfigError
+from sdxl_core.data.holdout import set_aside
 from sdxl_core.data.manifest import SampleManifest, manifest_of
 from sdxl_core.data.plan import EpochPlan, plan_epoch
 from sdxl_core.nets.presets import ModelPreset
@@ -80,10 +81,11 @@ def start(config: TrainConfig) -> Start:
         refuse_small_pictures(manifest.buckets, num_layers=config.vae.discriminator_layers)
     elif found.pixels == "latents" and not config.any_latents:
         refuse_other_latents(urls, config.model_path, config.variant, digest)
+    kept, held = _set_aside(config, manifest)
     model = load_model(config.model_path, variant=config.variant, components=())
     num_accumulated = accumulated_passes(config, num_workers)
     ingest = IngestWork(
-        manifest=manifest,
+        manifest=kept,
         plan=plan_settings(config),
         batch_multiple=config.batch_multiple,
         view=SampleView(
@@ -97,15 +99,18 @@ def start(config: TrainConfig) -> Start:
         num_ahead=how.batches_ahead,
         retries=how.retries,
         timeout_s=how.timeout_s,
+        holdout=config.holdout,
     )
-    epoch = plan_epoch(manifest, ingest.plan, 0, world_batch_multiple=config.batch_multiple)
+    epoch = plan_epoch(kept, ingest.plan, 0, world_batch_multiple=config.batch_multiple)
     check_epoch(config, epoch, ingest)
     work = work_of(
         config,
         ingest,
         model,
         digest=digest,
+        samples_digest=manifest.digest,
         validation=_validation(config, preset),
+        holdout=held,
         device=device,
         cpus=plan_worker_cpus(how.cpu_threads, num_workers, device, size),
     )
@@ -117,6 +122,22 @@ def read_manifest(config: TrainConfig) -> tuple[list[str], SampleManifest]:
     pairs = [split_weight(text) for text in (config.samples, *config.also)]
     urls, weights = [url for url, _ in pairs], [weight for _, weight in pairs]
     return urls, manifest_of(urls, weights, retries=config.how.retries)
+
+
+def _set_aside(
+    config: TrainConfig, manifest: SampleManifest
+) -> tuple[SampleManifest, Holdout | None]:
+    """What is trained on, and what is measured."""
+    if not config.holdout:
+        return manifest, None
+    kept, rows = set_aside(
+        manifest,
+        config.holdout,
+        num_measured=config.holdout_samples,
+        retries=config.how.retries,
+        timeout_s=config.how.timeout_s,
+    )
+    return kept, Holdout(rows=tuple(rows), every=config.how.validate_every)
 
 
 def check_epoch(config: TrainConfig, epoch: EpochPlan, ingest: IngestWork) -> None:

@@ -12,7 +12,7 @@ from cluster.train_loop import train_loop
 from cluster.train_meter import Wishes
 from cluster.train_stages import make_meter, make_stage
 from cluster.train_work import TrainWork
-from cluster.train_worker import loop_settings, zero_settings
+from cluster.train_worker import held_meter, loop_settings, zero_settings
 from cluster.zero import ZeroEngine
 from sdxl_core.storage.stores import open_store
 from sdxl_core.training.checkpoint_store import find_checkpoint
@@ -36,7 +36,7 @@ def train_here(work: TrainWork, *, stop_at: int | None = None) -> ZeroEngine:
         keep=work.keep,
     )
     tracker = Tracker(store, start_step=start.step, tensorboard=True) if rank == 0 else None
-    seen = [start.step]
+    seen, held = [start.step], held_meter(work)
 
     def on_report(progress: Progress, values: dict[str, float]) -> None:
         seen.append(progress.step)
@@ -53,6 +53,9 @@ def train_here(work: TrainWork, *, stop_at: int | None = None) -> ZeroEngine:
         meter=make_meter(work, "cpu"),
         ask=lambda: Wishes(stop=stop_at == seen[-1] + 1),
         on_report=on_report,
+        on_validation=lambda _progress: (
+            {} if held is None else held.measure(engine, stage.held_losses_of, device="cpu")
+        ),
     )
     checkpointer.close()
     if tracker is not None:

@@ -75,6 +75,7 @@ def train_work(samples: str, model: str, out: Path, **more: Any) -> TrainWork:
         "tensorboard": True,
         "trackers": (),
         "validation": None,
+        "holdout": None,
         "stop_grace_s": 10.0,
     }
     return TrainWork(**values | more)

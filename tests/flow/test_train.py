@@ -138,6 +138,13 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     assert adapter["flops"] == pytest.approx(shown["flops"] * 2 / 3)
     assert adapter["state_bytes_per_worker"] < shown["state_bytes_per_worker"] / 3
     assert adapter["fingerprint"] != shown["fingerprint"]
+    apart = settings(
+        samples, tmp_path / "out", models.base, batch=8, holdout=0.3, holdout_samples=9
+    )
+    held = plan(apart).values
+    assert (held["num_measured"], shown["num_measured"]) == (9, 0)
+    assert held["num_samples"] < 70
+    assert held["fingerprint"] not in (shown["fingerprint"], adapter["fingerprint"])
     assert not list((tmp_path / "out").iterdir())
 
 

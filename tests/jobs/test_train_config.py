@@ -59,6 +59,8 @@ def test_bucket_weights_are_read_height_first() -> None:
         ({"learning_rate": 0.0}, "learning_rate: found 0.0, expected more than 0"),
         ({"stage": "vae", "lora_rank": 4}, "lora_rank: is for the stages base and refiner"),
         ({"stage": "vae", "how": TrainHow(zero=3)}, "how.zero 3: is for the stages base"),
+        ({"holdout": 1.0}, "holdout: found 1.0, expected 0 to less than 1"),
+        ({"holdout_samples": 0}, "holdout_samples: found 0, expected 1 or more"),
         ({"lora_rank": -1}, "lora_rank: found -1, expected 0 or more"),
         ({"lora_rank": 4, "fresh": True}, "fresh: an adapter beside random weights"),
         ({"warmup_steps": 5, "decay_steps": 5}, "decay_steps: found 5, expected more than"),

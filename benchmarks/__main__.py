@@ -20,6 +20,7 @@ NAMES = (
     "read_samples",
     "train_step",
     "gpu_generate",
+    "gpu_train",
 )
 BY_DEFAULT = tuple(name for name in NAMES if not name.startswith("gpu_"))
 

@@ -23,6 +23,7 @@ from sdxl_core.contract.errors import ConfigError, SchemaError
 from sdxl_core.nets.presets import ModelKind
 from sdxl_core.training.objective import DiffusionBatch
 from sdxl_core.training.sample_draws import Purpose, uniform
+from sdxl_core.training.transfer import to_device
 
 _SIZE_COLUMNS = ("original_height", "original_width", "crop_top", "crop_left")
 _LAST_COLUMNS: dict[ModelKind, tuple[str, ...]] = {
@@ -115,8 +116,8 @@ def drop_conditions(
         The batch, with NaN for dropped numbers: see ``allow_dropped_numbers``.
     """
     device = batch.states_BTD.device
-    text_B3 = dropped.text_B3.to(device, non_blocking=True)
-    numbers_BG = dropped.numbers_BG.to(device, non_blocking=True)
+    text_B3 = to_device(dropped.text_B3, device)
+    numbers_BG = to_device(dropped.numbers_BG, device)
     if empty is None:
         empty_TD = torch.zeros_like(batch.states_BTD[0])
         empty_P = torch.zeros_like(batch.pooled_BP[0])

@@ -18,6 +18,7 @@ from sdxl_core.training.conditions import time_ids_of_samples
 from sdxl_core.training.objective import DiffusionBatch
 from sdxl_core.training.sample_draws import posterior_latents
 from sdxl_core.training.seeded_batches import SampleBatch
+from sdxl_core.training.transfer import to_device
 
 
 @torch.no_grad()
@@ -79,16 +80,16 @@ class FrozenParts:
     def _moments(self, samples: SampleBatch) -> Tensor:
         if samples.moments_BCHW is not None:
             # A copy: arrays out of the object store cannot be written to, which torch warns of.
-            return torch.tensor(samples.moments_BCHW).to(self.device, non_blocking=True)
+            return to_device(torch.tensor(samples.moments_BCHW), self.device)
         assert samples.images_BHWC is not None
-        rgb_BCHW = torch.tensor(samples.images_BHWC).to(self.device).permute(0, 3, 1, 2)
+        rgb_BCHW = to_device(torch.tensor(samples.images_BHWC), self.device).permute(0, 3, 1, 2)
         return encode_image(self.model.vae, rgb_BCHW.float() / 127.5 - 1)
 
     def _texts(self, samples: SampleBatch) -> tuple[Tensor, Tensor]:
         if samples.states_BTD is None or samples.pooled_BP is None:
             return encode_captions(self.model, samples.captions, self.device)
-        states_BTD = torch.tensor(samples.states_BTD).to(self.device, non_blocking=True)
-        return states_BTD, torch.tensor(samples.pooled_BP).to(self.device, non_blocking=True)
+        states_BTD = to_device(torch.tensor(samples.states_BTD), self.device)
+        return states_BTD, to_device(torch.tensor(samples.pooled_BP), self.device)
 
 
 def freeze(model: SdxlModel, *, device: str, drops_captions: bool = True) -> FrozenParts:

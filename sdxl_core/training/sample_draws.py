@@ -19,6 +19,7 @@ from sdxl_core.contract.seeds import row_seed
 from sdxl_core.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from sdxl_core.nets.autoencoder import sample_latents
 from sdxl_core.training.objective import OFFSET_NOISE, NoiseDraw
+from sdxl_core.training.transfer import to_device
 
 OffsetKind = Literal["per-channel", "scalar"]
 """Whether offset noise is one constant per sample and channel, or one per sample (the code of
@@ -101,7 +102,8 @@ def posterior_latents(
         scaling_factor: ``preset.vae.scaling_factor``.
     """
     channels, height, width = moments_BCHW.shape[1] // 2, *moments_BCHW.shape[2:]
-    noise_BCHW = normals(seeds, (channels, height, width), "posterior").to(moments_BCHW.device)
+    drawn_BCHW = normals(seeds, (channels, height, width), "posterior")
+    noise_BCHW = to_device(drawn_BCHW, moments_BCHW.device)
     return sample_latents(moments_BCHW, noise_BCHW, scaling_factor=scaling_factor)
 
 

@@ -17,6 +17,7 @@ from sdxl_core.training.conditions import ConditionDropout, draw_dropped, drop_c
 from sdxl_core.training.noise_levels import check_learnable, kept_shares, min_snr_weights
 from sdxl_core.training.objective import DiffusionBatch, NoiseDraw, sample_errors
 from sdxl_core.training.sample_draws import OffsetKind, check_timesteps, draw_for_samples
+from sdxl_core.training.transfer import to_device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,8 @@ def losses_of_samples(
         offset=objective.offset,
     )
     draw = NoiseDraw(
-        noise_BCHW=draw.noise_BCHW.to(device, non_blocking=True),
-        timestep_B=draw.timestep_B.to(device, non_blocking=True),
+        noise_BCHW=to_device(draw.noise_BCHW, device),
+        timestep_B=to_device(draw.timestep_B, device),
     )
     dropped = draw_dropped(seeds, objective.dropout)
     error_B = sample_errors(

@@ -53,6 +53,8 @@ def test_dtype_is_that_of_the_written_tensors(checkpoint: Path, tmp_path: Path) 
         ("nowhere out --layout diffusers", "nowhere"),
         ("tiny out --layout single-file", ".safetensors, got out"),
         ("tiny out.safetensors --layout diffusers", "needs a folder"),
+        ("tiny out.safetensors --layout lora", "needs a folder"),
+        ("tiny out --layout lora", "tiny is no training checkpoint"),
     ],
 )
 def test_wrong_export_is_refused_before_anything_is_written(

@@ -19,6 +19,8 @@ NAMES = (
     "prepare_job",
     "read_samples",
     "train_step",
+    "train_overhead",
+    "resume_seconds",
     "gpu_generate",
     "gpu_train",
 )

@@ -140,6 +140,9 @@ class _MlflowRun:
         if uri.startswith("file:") or "://" not in uri:
             # MLflow 3 asks for this word before it writes into a folder.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # Its own patience, minutes for each report, would be all workers' waiting time.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException

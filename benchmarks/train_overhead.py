@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from benchmarks.harness import progress, spread, write_results
 from benchmarks.jobs_run import run_watched
@@ -150,7 +151,7 @@ def _measure_here(folder: Path, side: str, model: str, micro_batch: int, num_ste
 
 
 def _bare(network: Any, _micro_batch: int) -> tuple[Any, Callable[[torch.Tensor], None]]:
-    engine = MasterEngine(network.to(torch.bfloat16), ema_decay=0.9999)
+    engine = MasterEngine(nn.Module.to(network, dtype=torch.bfloat16), ema_decay=0.9999)
 
     def update(loss: torch.Tensor) -> None:
         engine.backward(loss)

@@ -14,6 +14,7 @@ from cluster.reports import fatal_report, report
 from sdxl_core.contract.errors import StoreError
 from sdxl_core.contract.samples import Rejection, Sample
 from sdxl_core.data.sample_maker import make_samples
+from sdxl_core.data.scorers import load_scorer
 from sdxl_core.storage.parts import PartRecord, commit_part
 from sdxl_core.storage.sources import read_slice
 from sdxl_core.storage.staged_parts import staging_store, write_staged
@@ -57,6 +58,8 @@ def _stage(work: PrepareWork, part: int, num_rows: int) -> PartRecord:
 
 
 def _results(work: PrepareWork, part: int) -> Iterator[list[Sample] | Rejection]:
+    if work.options.scorer is not None:
+        load_scorer(work.options.scorer)  # a machine without it stops the job, not every row
     piece = work.sources.slice(part)
     for raw in read_slice(piece, retries=work.retries, timeout_s=work.timeout_s):
         yield failures.guard_sample(raw, lambda row: make_samples(row, work.options))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.contract.reject_reasons import RejectReason
-from sdxl_core.data.filters import SampleFilters, finite_number, judge_score
+from sdxl_core.data.filters import AESTHETIC_KEY, SampleFilters, finite_number, judge_score
 from sdxl_core.data.picture_files import PictureError
 
 Scorer = Callable[[npt.NDArray[np.uint8]], Any]
@@ -61,27 +61,30 @@ def picture_score(
     """The source's score of a picture, else what ``scorer`` says; None without either.
 
     Args:
-        metadata: the source's numbers; what they hold has been judged already.
+        metadata: the source's numbers; its ``aesthetic``, if it has one, has been judged already.
         rgb_HWC: pixels for the scorer.
         keys: of the metadata, see ``aesthetic_score``.
         scorer: name of the function, or None.
-        filters: limits on ``aesthetic`` hold for what the scorer says.
+        filters: limits on ``aesthetic`` hold for what the scorer says, and for a score of the
+            source that has another name.
 
     Raises:
-        PictureError: if the scorer says no finite number, or one outside of the limits.
+        PictureError: if the scorer says no finite number, or the score is outside of the limits.
     """
     score = aesthetic_score(metadata, keys)
-    if score is not None or scorer is None:
+    was_judged = score is not None and metadata.get(AESTHETIC_KEY) is not None
+    if scorer is None or was_judged:
         return score
-    said = load_scorer(scorer)(rgb_HWC)
-    try:
-        score = float(said)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise PictureError(
-            RejectReason.METADATA_INVALID, f"{scorer} said {said!r}, expected a finite number"
-        )
+    if score is None:
+        said = load_scorer(scorer)(rgb_HWC)
+        try:
+            score = float(said)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise PictureError(
+                RejectReason.METADATA_INVALID, f"{scorer} said {said!r}, expected a finite number"
+            )
     refusal = judge_score(score, filters)
     if refusal is not None:
         raise PictureError(*refusal)

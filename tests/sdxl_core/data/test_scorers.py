@@ -78,6 +78,16 @@ def test_limits_on_the_score_hold_for_what_the_scorer_says(
     assert "aesthetic is" in rejection.detail
 
 
+def test_limits_hold_for_a_score_that_the_source_has_under_another_name(scorers: str) -> None:
+    name, limits = f"{scorers}:brightness", {"minima": {"aesthetic": 5.0}}
+    rejection = made(name, {"aesthetic_score": 3.0}, **limits)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == RejectReason.BELOW_MIN
+    sample = made(name, {"aesthetic_score": 6.0}, **limits)
+    assert isinstance(sample, Sample)
+    assert sample.aesthetic == 6.0
+
+
 def test_scorer_that_says_no_number_costs_the_row_and_is_quoted(scorers: str) -> None:
     rejection = made(f"{scorers}:confused", {})
     assert isinstance(rejection, Rejection)

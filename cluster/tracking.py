@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.tracking_services import Service, ServiceName, open_service
 from cluster.train_validation import Picture
-from sdxl_core.contract.errors import StoreError
+from sdxl_core.contract.errors import ConfigError, StoreError
 from sdxl_core.storage.stores import Store
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class Tracker:
         flush_every_s: pause between two uploads.
 
     Raises:
-        ConfigError: a service's library is not installed, or it cannot begin a run.
+        ConfigError: a service's library is not installed, or it cannot begin a run. One that cannot
+            go on with a run is left out of this start.
     """
 
     def __init__(
@@ -110,7 +111,15 @@ def _open_services(store: Store, names: Sequence[ServiceName]) -> list[Service]:
     known: dict[str, str] = {}
     if store.exists(SERVICES_FILE):
         known = json.loads(store.read_bytes(SERVICES_FILE))
-    services = {name: open_service(name, store, known.get(name, "")) for name in names}
+    services: dict[str, Service] = {}
+    for name in names:
+        try:
+            services[name] = open_service(name, store, known.get(name, ""))
+        except ConfigError as error:
+            if name not in known:
+                raise
+            # The workers start again, after the loss of one too: no reason to end a run that goes.
+            logger.warning("%s. This start of the run goes on without it", error)
     ids = known | {name: service.run_id for name, service in services.items()}
     if ids != known:
         store.write_bytes(SERVICES_FILE, json.dumps(ids).encode())

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 from cluster.train_validation import Picture
 from sdxl_core.contract.errors import ConfigError
+from sdxl_core.storage.store_errors import redact
 from sdxl_core.storage.stores import Store
 
 logger = logging.getLogger(__name__)
@@ -108,9 +109,9 @@ class _WandbRun:
             )
         except wandb.Error as error:
             raise ConfigError(
-                f"how.trackers: W&B cannot begin a run: {error}. Set WANDB_API_KEY, or "
-                "WANDB_MODE=offline to write files"
-            ) from error
+                f"how.trackers: W&B cannot begin a run: {redact(str(error))}. Set WANDB_API_KEY, "
+                "or WANDB_MODE=offline to write files"
+            ) from None  # the library's own text may have a password in it
         self.run_id = str(self._run.id)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -153,9 +154,9 @@ class _MlflowRun:
             self.run_id = self._begin(store, run_id)
         except MlflowException as error:
             raise ConfigError(
-                f"how.trackers: MLflow cannot begin a run at {uri}: {error}. Look at "
+                f"how.trackers: MLflow cannot begin a run at {redact(f'{uri}: {error}')}. Look at "
                 "MLFLOW_TRACKING_URI"
-            ) from error
+            ) from None  # the library's own text may have a password in it
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         now_ms = int(1e3 * time.time())
@@ -165,14 +166,14 @@ class _MlflowRun:
         try:
             self._client.log_batch(self.run_id, metrics=metrics)
         except self._error as error:
-            logger.warning("a report did not reach MLflow: %s", error)
+            logger.warning("a report did not reach MLflow: %s", redact(str(error)))
 
     def add_pictures(self, step: int, pictures: Sequence[Picture]) -> None:
         try:
             for name, rgb_HWC in pictures:
                 self._client.log_image(self.run_id, rgb_HWC, f"validation/{step:08d}/{name}.png")
         except self._error as error:
-            logger.warning("pictures did not reach MLflow: %s", error)
+            logger.warning("pictures did not reach MLflow: %s", redact(str(error)))
 
     def flush(self) -> None:
         """Nothing is kept here."""
@@ -181,7 +182,7 @@ class _MlflowRun:
         try:
             self._client.set_terminated(self.run_id)
         except self._error as error:
-            logger.warning("the end of the run did not reach MLflow: %s", error)
+            logger.warning("the end of the run did not reach MLflow: %s", redact(str(error)))
 
     def _begin(self, store: Store, run_id: str) -> str:
         if run_id:

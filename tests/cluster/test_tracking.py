@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.tracking import METRICS_FILE, Tracker
+from cluster.tracking import METRICS_FILE, SERVICES_FILE, Tracker
 from cluster.tracking_services import check_services
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.storage.stores import open_store
@@ -45,6 +45,17 @@ def test_a_library_that_is_not_installed_is_named_with_the_line_that_brings_it(
     ):
         with pytest.raises(ConfigError, match=rf"pip install 'sdxl-ray\[{name}\]'"):
             call()
+
+
+def test_a_resume_goes_on_without_a_service_that_it_cannot_reach_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    (tmp_path / SERVICES_FILE).write_text('{"mlflow": "begun before"}')
+    track(tmp_path, range(3, 5), start_step=2, services=["mlflow"])
+    assert "goes on without it" in caplog.text
+    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 2
+    assert json.loads((tmp_path / SERVICES_FILE).read_text()) == {"mlflow": "begun before"}
 
 
 def wandb_history(path: Path) -> Iterator[dict[str, Any]]:

@@ -144,6 +144,11 @@ class TrainConfig:
             check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         check("holdout", self.holdout, 0 <= self.holdout < 1, "0 to less than 1")
         check("holdout_samples", self.holdout_samples, self.holdout_samples >= 1, "1 or more")
+        if not self.lora_rank and (self.lora_alpha or self.lora_targets != "attention"):
+            raise ConfigError(
+                "lora_alpha, lora_targets: found without lora_rank, which would train the whole "
+                "network; give --lora-rank as well"
+            )
         if self.lora_rank and self.fresh:
             raise ConfigError(
                 "fresh: an adapter beside random weights is of no use; leave --fresh away, or "

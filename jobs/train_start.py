@@ -74,6 +74,7 @@ def start(config: TrainConfig) -> Start:
     preset, digest = model_identity(config.model_path, variant=config.variant)
     if config.stage not in (preset.kind, "vae"):
         raise ConfigError(f"stage {config.stage}: {config.model_path} is a {preset.kind}")
+    _refuse_checkpoint_of_another_model(config, digest)
     urls, manifest = read_manifest(config)
     found = look_at_samples(manifest, retries=how.retries, timeout_s=how.timeout_s)
     _check_samples(config, found, manifest)
@@ -176,6 +177,19 @@ def _check_named_checkpoint(config: TrainConfig, store: Store, steps: list[int])
         raise ConfigError(
             f"--resume {config.resume}: {config.out} has a checkpoint of step {steps[-1]} of its "
             "own. Delete those that are not wanted, or use another OUT"
+        )
+
+
+def _refuse_checkpoint_of_another_model(config: TrainConfig, digest: str) -> None:
+    """A checkpoint that the user names goes on beside the networks that it began with."""
+    if config.resume in ("auto", "never"):
+        return
+    found = open_checkpoint(config.resume)[1].model.get("digest", digest)
+    if found != digest:
+        raise ConfigError(
+            f"--resume {config.resume}: was trained with the model {found[:16]}, and "
+            f"{config.model_path} is {digest[:16]}. Give the same --model; to train another run's "
+            "result on, give its OUT/model as --model and leave --resume away"
         )
 
 

@@ -62,6 +62,8 @@ def test_bucket_weights_are_read_height_first() -> None:
         ({"holdout": 1.0}, "holdout: found 1.0, expected 0 to less than 1"),
         ({"holdout_samples": 0}, "holdout_samples: found 0, expected 1 or more"),
         ({"lora_rank": -1}, "lora_rank: found -1, expected 0 or more"),
+        ({"lora_alpha": 8.0}, "found without lora_rank"),
+        ({"lora_targets": "transformer"}, "found without lora_rank"),
         ({"lora_rank": 4, "fresh": True}, "fresh: an adapter beside random weights"),
         ({"warmup_steps": 5, "decay_steps": 5}, "decay_steps: found 5, expected more than"),
     ],

@@ -30,7 +30,8 @@ class LoopSettings:
         report_every: steps from report to report; a request to stop waits for one.
         checkpoint_every: steps from checkpoint to checkpoint; there is always one at the end.
         max_skipped_in_row: the run stops when so many gradients in a row were not finite.
-        validate_every: steps from one call of ``on_validation`` to the next; 0: never.
+        validate_every: steps from one call of ``on_validation`` to the next; there is always one at
+            the end; 0: never.
     """
 
     num_steps: int
@@ -46,7 +47,8 @@ class LoopSettings:
 
     def is_validation_due(self, step: int) -> bool:
         """Is it time to measure and to render after ``step`` steps."""
-        return bool(self.validate_every) and step % self.validate_every == 0
+        is_due = step == self.num_steps or step % max(1, self.validate_every) == 0
+        return bool(self.validate_every) and is_due
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ steps. To run it:
 """
 
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -36,6 +37,8 @@ __all__ = ["TrainConfig", "TrainSummary", "plan", "run"]
 
 SCHEMA_NAME, SCHEMA_VERSION = "training", 1
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "lora"
+# Of which step the export is, and which weights: a kill may have come before it was made anew.
+EXPORT_FILE = "_EXPORT.json"
 _NO_PROGRESS_TIMEOUT_S = 600.0
 
 
@@ -70,8 +73,7 @@ def run(config: TrainConfig) -> TrainSummary:
     if record is None or record.step < config.steps:
         reached = "none" if record is None else f"step {record.step}"
         raise JobError(f"{config.out}: the workers ended, but the newest checkpoint is {reached}")
-    is_new = before is None or record.step > before.step
-    written = _export(config, store, record, is_new=is_new)
+    written = _export(config, store, record)
     summary = TrainSummary(
         out=config.out,
         step=record.step,
@@ -97,10 +99,8 @@ def plan(config: TrainConfig) -> Plan:
         return preview(start(config))
 
 
-def _export(
-    config: TrainConfig, store: Store, record: CheckpointRecord, *, is_new: bool
-) -> str | None:
-    """What was trained, as others read it; made anew if the checkpoint is new.
+def _export(config: TrainConfig, store: Store, record: CheckpointRecord) -> str | None:
+    """What was trained, as others read it; made anew if it is not of this step and these weights.
 
     A model as a diffusers folder, an adapter as two files.
     """
@@ -114,12 +114,15 @@ def _export(
     if config.lora_rank:
         folder, last_file = ADAPTER_FOLDER, DIFFUSERS_FILE
     url, checkpoint = store.join(folder), store.join(step_folder(record.step))
-    if not is_new and store.exists(f"{folder}/{last_file}"):
+    mark = json.dumps({"step": record.step, "weights": config.export}).encode()
+    is_there = store.exists(f"{folder}/{last_file}") and store.exists(EXPORT_FILE)
+    if is_there and store.read_bytes(EXPORT_FILE) == mark:
         return url
     if config.lora_rank:
         export_lora(checkpoint, url, weights=config.export)
     else:
         export_model(model_of_checkpoint(checkpoint, weights=config.export), url)
+    store.write_bytes(EXPORT_FILE, mark)
     return url
 
 

@@ -18,7 +18,8 @@ def check(name: str, found: object, is_right: bool, expected: str) -> None:
 
 @config
 class TrainHow:
-    """How the work is spread. May change between resumes; changes no more than the last digits."""
+    """How the work is spread. May change between resumes; changes no more than the last digits,
+    save for the autoencoder, whose discriminator is weighed by the samples of one forward pass."""
 
     address: str | None = None
     """Ray cluster; None takes RAY_ADDRESS, or starts Ray on this machine."""

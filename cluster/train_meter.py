@@ -158,10 +158,12 @@ def _memory_bytes(device: str) -> float:
 # Dense bfloat16 peaks as the vendor's data sheets give them, FLOP/s.
 _PEAKS: Mapping[str, float] = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "B200": 2250e12,
 }

@@ -14,6 +14,7 @@ from sdxl_core.training.autoencoder_network import AdversarialPair
 from sdxl_core.training.conditions import allow_dropped_numbers
 from sdxl_core.training.frozen_parts import FrozenParts, freeze
 from sdxl_core.training.lora import add_lora
+from sdxl_core.training.memory_layout import use_channels_last_activations
 
 
 def load_trained(work: TrainWork) -> nn.Module:
@@ -33,7 +34,7 @@ def load_trained(work: TrainWork) -> nn.Module:
     if work.activation_checkpointing:
         network.enable_gradient_checkpointing()
     if work.channels_last:
-        network.to(memory_format=torch.channels_last)
+        use_channels_last_activations(network)
     if work.compile:
         network.compile()
     trained: nn.Module = network.train()
@@ -53,7 +54,7 @@ def load_autoencoder(work: TrainWork) -> AdversarialPair:
         network.enable_gradient_checkpointing()
     pair: Any = AdversarialPair(network, work.autoencoder, seed=work.seed).train()
     if work.channels_last:
-        pair.to(memory_format=torch.channels_last)
+        use_channels_last_activations(pair)
     trained: AdversarialPair = pair
     return trained
 

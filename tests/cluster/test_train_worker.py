@@ -25,7 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def train_alone(folder: Path, models: MicroModels, samples: str) -> None:
     for kind, path in (("base", models.base), ("refiner", models.refiner)):
-        work = train_work(samples, path, folder / kind)
+        # Both options of the large recipes, in one of the two runs.
+        memory = {"channels_last": True, "activation_checkpointing": True}
+        work = train_work(samples, path, folder / kind, **(memory if kind == "base" else {}))
         engine = train_here(work)
         if kind == "base":
             check_rendering(engine, work)

@@ -3,7 +3,7 @@
     python examples/train_embedded_model.py --work /tmp/tiny --out sdxl_core/assets
 
 Stages, each resumable (run the same command again): ``vae`` (autoencoder, encoder frozen at its
-end), ``text`` (both encoders, contrastive), ``latents`` (scenes encoded once), ``decoder`` (the
+end), ``text`` (both encoders), ``latents`` (scenes encoded once), ``decoder`` (the
 decoder goes on alone), ``base``, ``refiner``, ``export`` (float16, diffusers folders). With
 ``--stages`` a part of them; each reads what the earlier ones left in ``--work``.
 """
@@ -75,13 +75,13 @@ def load_latents(work: Path, *, spoilt: bool) -> list[LatentShard]:
 
 def run_vae(work: Path) -> None:
     """Stage ``vae``."""
-    settings = LoopSettings(num_steps=4000, peak_learning_rate=1e-3, ema_decay=0.995)
+    settings = LoopSettings(num_steps=8000, peak_learning_rate=1e-3, ema_decay=0.998)
     save_network(train_autoencoder(TINY, work, settings=settings), work / "vae.safetensors")
 
 
 def run_text(work: Path) -> None:
     """Stage ``text``."""
-    settings = LoopSettings(num_steps=800, peak_learning_rate=1.5e-3, autocast_dtype=None)
+    settings = LoopSettings(num_steps=2500, peak_learning_rate=2.5e-3, autocast_dtype=None)
     encoders = train_text_encoders(TINY, work, settings=settings)
     save_network(encoders.text_1, work / "text_1.safetensors")
     save_network(encoders.text_2, work / "text_2.safetensors")

@@ -190,7 +190,7 @@ _TINY_VAE = VaePreset(
     norm_num_groups=4,
 )
 _TINY_TEXT_2 = TextPreset(
-    width=32, num_layers=3, num_heads=2, mlp_width=128, activation="gelu", projection_width=32
+    width=32, num_layers=5, num_heads=2, mlp_width=128, activation="gelu", projection_width=32
 )
 
 TINY = ModelPreset(
@@ -211,7 +211,7 @@ TINY = ModelPreset(
     vae=_TINY_VAE,
     text_1=TextPreset(
         width=32,
-        num_layers=3,
+        num_layers=5,
         num_heads=2,
         mlp_width=128,
         activation="quick_gelu",

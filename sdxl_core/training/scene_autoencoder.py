@@ -1,6 +1,6 @@
 """Trains the embedded model's autoencoder on scenes: first whole, then the decoder alone.
 
-Training runs on random 64 px crops, because the networks are convolutional and crops are cheap;
+Training runs on 64 px crops, because the networks are convolutional and crops are cheap;
 the last part of it sees whole pictures, as they are used.
 The encoder is frozen once its latents are good, so that diffusion training can start while the
 decoder goes on getting crisper.
@@ -33,6 +33,8 @@ _LOCAL_COLOUR_WEIGHT = 0.5
 # flat objects are, and a denoiser learns to look there instead of reading it.
 LATENT_SPREAD = 0.4
 _FACTOR = 8
+_PLACES_LOOKED_AT = 3
+_LEAST_EDGE = 60  # of the sum over the three channels, 0 to 765
 
 
 def render_pool(num_pictures: int, *, seed: int) -> Tensor:
@@ -50,19 +52,28 @@ def to_signed(rgb: Tensor) -> Tensor:
     return rgb.float() / 127.5 - 1.0
 
 
+def num_edges(rgb_CHW: Tensor) -> int:
+    """Number of neighbours in a uint8 picture that differ clearly: more than noise would make."""
+    levels_CHW = rgb_CHW.short()
+    steps = (levels_CHW.diff(dim=axis).abs().sum(0) > _LEAST_EDGE for axis in (-1, -2))
+    return sum(int(step.sum()) for step in steps)
+
+
 def draw_crops(pool_NCHW: Tensor, batch_size: int, crop_px: int = CROP_PX) -> Tensor:
-    """Draws random square crops of random pictures, float (B, 3, crop_px, crop_px) in [-1, 1]."""
+    """Draws square crops of random pictures, float (B, 3, crop_px, crop_px) in [-1, 1].
+
+    Of a few random places in a picture the one with most edges is taken: most of a scene is
+    flat, and there is nothing left to learn from that long before corners come out sharp.
+    """
     starts = pool_NCHW.shape[-1] - crop_px + 1
-    chosen = torch.randint(len(pool_NCHW), (batch_size,)).tolist()
-    corners = torch.randint(starts, (batch_size, 2)).tolist()
-    return to_signed(
-        torch.stack(
-            [
-                pool_NCHW[i, :, top : top + crop_px, left : left + crop_px]
-                for i, (top, left) in zip(chosen, corners, strict=True)
-            ]
-        )
-    )
+    crops = []
+    for i in torch.randint(len(pool_NCHW), (batch_size,)).tolist():
+        corners = torch.randint(starts, (_PLACES_LOOKED_AT, 2)).tolist()
+        candidates = [
+            pool_NCHW[i, :, top : top + crop_px, left : left + crop_px] for top, left in corners
+        ]
+        crops.append(max(candidates, key=num_edges))
+    return to_signed(torch.stack(crops))
 
 
 def train_autoencoder(

@@ -28,20 +28,24 @@ from sdxl_core.training.objective import (
     drop_captions,
 )
 from sdxl_core.training.scene_latents import LatentShard
+from sdxl_core.training.scene_layout import FIRST_CELL_POSITION
 from sdxl_core.training.scene_text import TextEncoders
 
 CAPTION_DROPOUT = 0.1
 # Where noise hides everything, the velocity is the picture itself and its loss counts fully there;
 # the loss of the predicted noise hardly counts there, and a short training never learns layouts.
 PREDICTION_TYPE: PredictionType = "v_prediction"
-# The base's first steps see single objects only, at levels where noise hides something of them: the
-# words for places and shapes are learnt there within a few hundred steps. In the plain mixture of
-# captions and levels they stay unread for thousands: a word means nothing yet to the features that
-# it should act on, nor they to it, so there is no gradient to begin with.
-SINGLES_SHARE = 0.3
-SINGLES_TIMESTEPS = (150, NUM_TRAIN_TIMESTEPS)
+# The base's first steps see only captions that say where something lies, at levels where noise
+# hides something of it. In the plain mixture of captions and levels what the text says about places
+# stays unread for thousands of steps: it means nothing yet to the features that it should act on,
+# nor they to it, so there is no gradient to begin with.
+PLACES_SHARE = 0.3
+PLACES_TIMESTEPS = (300, NUM_TRAIN_TIMESTEPS)
 # How much more often captions are drawn in which one object has a place; few have one.
 PLACED_WEIGHT = 2.5
+# Share of the samples whose words are zeros, so that the cells of ``scene_layout``, which say what
+# lies where and not just what there is, have to be read.
+HIDDEN_WORDS = 0.3
 _ENCODED_AT_ONCE = 256
 
 
@@ -54,8 +58,8 @@ class EncodedShard:
     pooled_NP: Tensor
     weight_N: Tensor
     """How often each sample is drawn, relative to the others."""
-    single_weight_N: Tensor
-    """The same while single objects are learnt: 0 for all other captions."""
+    places_weight_N: Tensor
+    """The same while places are learnt: 0 for captions that name none."""
 
 
 def encode_shard(encoders: TextEncoders, shard: LatentShard, *, kind: ModelKind) -> EncodedShard:
@@ -63,14 +67,14 @@ def encode_shard(encoders: TextEncoders, shard: LatentShard, *, kind: ModelKind)
     states_NTD, pooled_NP = encode_captions(encoders, shard.captions, kind=kind)
     said = [parse_caption(caption) for caption in shard.captions]
     placed_N = torch.tensor([bool(one and one.position) for one in said])
-    single_N = torch.tensor([bool(one and one.kind == "one") for one in said])
+    related_N = torch.tensor([bool(one and one.relation) for one in said])
     weight_N = torch.where(placed_N, PLACED_WEIGHT, 1.0)
     return EncodedShard(
         latents=shard,
         states_NTD=states_NTD,
         pooled_NP=pooled_NP,
         weight_N=weight_N,
-        single_weight_N=weight_N * single_N,
+        places_weight_N=weight_N * (placed_N | related_N),
     )
 
 
@@ -102,13 +106,13 @@ def draw_batch(
     batch_size: int,
     kind: ModelKind,
     scaling_factor: float,
-    singles_only: bool = False,
+    places_only: bool = False,
 ) -> DiffusionBatch:
     """Draws a batch of one bucket: a shard by its size, then samples of it with replacement by
     their weights."""
     sizes = torch.tensor([float(len(shard.latents.captions)) for shard in shards])
     shard = shards[int(torch.multinomial(sizes, 1))]
-    weight_N = shard.single_weight_N if singles_only else shard.weight_N
+    weight_N = shard.places_weight_N if places_only else shard.weight_N
     chosen_B = torch.multinomial(weight_N, batch_size, replacement=True)
     latents = shard.latents
     base = kind == "base"
@@ -118,6 +122,18 @@ def draw_batch(
         pooled_BP=shard.pooled_NP[chosen_B].float(),
         time_ids_BN=latents.size_ids_N6[chosen_B] if base else latents.refiner_ids(chosen_B),
     )
+
+
+def hide_words(batch: DiffusionBatch, hidden_B: Tensor) -> DiffusionBatch:
+    """Puts zeros in place of everything before the cells for the chosen samples.
+
+    Args:
+        batch: whose states are to be hidden.
+        hidden_B: bool mask of the samples.
+    """
+    states_BTD = batch.states_BTD.clone()
+    states_BTD[hidden_B, :FIRST_CELL_POSITION] = 0
+    return dataclasses.replace(batch, states_BTD=states_BTD)
 
 
 def train_denoiser(
@@ -154,16 +170,17 @@ def train_denoiser(
         timesteps = REFINER_TIMESTEPS
 
     def loss_at(step: int) -> Tensor:
-        singles = kind == "base" and step < SINGLES_SHARE * settings.num_steps
+        places = kind == "base" and step < PLACES_SHARE * settings.num_steps
         batch = draw_batch(
             encoded,
             batch_size=batch_size,
             kind=kind,
             scaling_factor=preset.vae.scaling_factor,
-            singles_only=singles,
+            places_only=places,
         )
+        batch = hide_words(batch, torch.rand(batch_size) < HIDDEN_WORDS)
         dropped_B = draw_dropped_captions(batch_size, share=CAPTION_DROPOUT)
-        draw = draw_noise(batch.latents_BCHW, timesteps=SINGLES_TIMESTEPS if singles else timesteps)
+        draw = draw_noise(batch.latents_BCHW, timesteps=PLACES_TIMESTEPS if places else timesteps)
         return diffusion_loss(
             unet,
             drop_captions(batch, dropped_B, empty),

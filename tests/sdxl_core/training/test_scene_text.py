@@ -15,7 +15,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> TextEncoders:
     work: Path = tmp_path_factory.mktemp("text")
     settings = LoopSettings(num_steps=3, peak_learning_rate=1e-2, autocast_dtype=None)
     torch.manual_seed(0)
-    return train_text_encoders(TINY, work, settings=settings, num_samples=32, batch_size=8)
+    return train_text_encoders(
+        TINY, work, settings=settings, num_samples=32, num_layouts=32, batch_size=8
+    )
 
 
 def test_training_the_text_encoders_leaves_all_words_equally_visible(

@@ -16,7 +16,7 @@ from sdxl_core.nets.weights import export_model, load_model
 from sdxl_core.training.checkpoint_export import is_checkpoint, model_of_checkpoint
 from tests.cluster.train_group import run_group, same_bits, state_of
 from tests.cluster.train_here import train_here
-from tests.cluster.train_samples import write_samples
+from tests.cluster.train_samples import REFINER_BUCKETS, write_samples
 from tests.cluster.train_work import train_work
 from tests.micro_models import MicroModels, write_models
 
@@ -50,7 +50,7 @@ def check_rendering(engine: ZeroEngine, work: TrainWork) -> None:
 
 def test_a_base_and_a_refiner_are_trained_and_their_checkpoints_are_models(tmp_path: Path) -> None:
     models = write_models(tmp_path / "models")
-    samples = write_samples(tmp_path / "samples", model_digest="m")
+    samples = write_samples(tmp_path / "samples", model_digest="m", buckets=REFINER_BUCKETS)
     run_group(train_alone, world_size=1, folder=tmp_path, arguments=(models, samples))
     for kind, path in (("base", models.base), ("refiner", models.refiner)):
         out = str(tmp_path / kind)

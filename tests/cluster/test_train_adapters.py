@@ -44,8 +44,8 @@ def frozen_weights(engine: ZeroEngine) -> dict[str, torch.Tensor]:
     }
 
 
-# At stage 3 two runs of a refiner's adapter have been seen to part by a rounding on the CPU, with and
-# without a resume; why is not known. docs/train.md says so.
+# At stage 3 two runs of a refiner's adapter have been seen to part by a rounding on the CPU, with
+# and without a resume; why is not known. docs/train.md says so.
 STAGES = {"base": (1, 2, 3), "refiner": (1, 2)}
 
 

@@ -178,7 +178,7 @@ def train_text_encoders(
         layout_B = torch.randint(num_layouts, (batch_size,))
         loss = towers.layout_loss(layouts, layout_tokens, layout_B)
         if step % settings.log_every == 0:
-            logger.info("layout %.4f", float(loss))
+            logger.info("layout %.4f", float(loss.detach()))
         if step % _CONTRASTIVE_EVERY:
             return loss
         chosen_B = torch.randint(num_samples, (batch_size,))

@@ -125,6 +125,7 @@ def diffusers_pipelines(models: Models) -> Pipelines:
 
     def scheduler(model: SdxlModel) -> EulerDiscreteScheduler:
         return EulerDiscreteScheduler(
+            prediction_type=model.prediction_type,
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",

@@ -52,10 +52,15 @@ class LayoutTargets:
     count_N: Tensor
 
 
+def cell_centres() -> Tensor:
+    """Returns (y, x) of the cells' centres as shares of height and width, (K, 2), row by row."""
+    steps = (torch.arange(GRID_SIDE) + 0.5) / GRID_SIDE
+    return torch.cartesian_prod(steps, steps)
+
+
 def layout_cells(scene: Scene) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Returns shape and colour classes of a scene's cells, see ``LayoutTargets``, each (K,)."""
-    steps = (np.arange(GRID_SIDE) + 0.5) / GRID_SIDE
-    y_K, x_K = (grid.ravel() for grid in np.meshgrid(steps, steps, indexing="ij"))
+    y_K, x_K = cell_centres().double().numpy().T
     shape_K = np.full(NUM_CELLS, NOTHING, dtype=np.int64)
     colour_K = np.full(NUM_CELLS, NOTHING, dtype=np.int64)
     for thing in scene.objects:
@@ -74,10 +79,8 @@ def cell_codes(width: int) -> Tensor:
     UNet, with neighbours alike. At the usual tiny initial values places are as good as invisible
     beside words, and no encoder finds out within a short training that they matter.
     """
-    steps = (torch.arange(GRID_SIDE) + 0.5) / GRID_SIDE
-    places_K2 = torch.cartesian_prod(steps, steps)
     waves_2D = _RADIANS_ACROSS * torch.randn(2, width)
-    return 2**0.5 * torch.cos(places_K2 @ waves_2D + 2 * torch.pi * torch.rand(width))
+    return 2**0.5 * torch.cos(cell_centres() @ waves_2D + 2 * torch.pi * torch.rand(width))
 
 
 def draw_layouts(num_samples: int, *, buckets: dict[Bucket, float], seed: int) -> LayoutTargets:
@@ -101,9 +104,7 @@ def draw_layouts(num_samples: int, *, buckets: dict[Bucket, float], seed: int) -
 
 def place_waves() -> Tensor:
     """Three cosine waves down and three across the picture, at the cells' centres: (K, 6)."""
-    steps = (torch.arange(GRID_SIDE) + 0.5) / GRID_SIDE
-    places_K2 = torch.cartesian_prod(steps, steps)
-    return torch.cat([torch.cos(torch.pi * k * places_K2) for k in (1, 2, 3)], dim=1)
+    return torch.cat([torch.cos(torch.pi * k * cell_centres()) for k in (1, 2, 3)], dim=1)
 
 
 def place_loss(states_BKD: Tensor) -> Tensor:

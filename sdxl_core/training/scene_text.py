@@ -81,7 +81,7 @@ def token_embeddings(text_1: CLIPTextModel, text_2: TextTransformer) -> list[nn.
 
 
 class _Towers(nn.Module):
-    """All that contrastive training optimises, as one module."""
+    """All that the training of the encoders optimises, as one module."""
 
     def __init__(self, preset: ModelPreset) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def train_text_encoders(
     num_layouts: int = 60_000,
     batch_size: int = 128,
 ) -> TextEncoders:
-    """Trains both encoders against one image tower.
+    """Trains both encoders on layouts and against one image tower.
 
     Args:
         preset: a base preset.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdxl_core.data.buckets import Bucket
-from sdxl_core.data.scene_captions import PALETTE, SHAPES, Kind
+from sdxl_core.data.scene_captions import PALETTE, SHAPES, SIZES, Kind
 from sdxl_core.data.scenes import Scene, caption, random_scene
 
 GRID_SIDE = 7
@@ -41,13 +41,15 @@ class LayoutTargets:
     """What lies where in one picture of each caption, as class numbers (int64).
 
     ``shape_NK`` is -1 where there is no object, else an index in ``SHAPES``, and ``colour_NK`` an
-    index in ``PALETTE``, likewise. ``background_N`` is an index in ``PALETTE``, ``count_N`` the
-    number of objects less one. Cells run row by row from the top left.
+    index in ``PALETTE``, likewise; ``size_NK`` is an index in ``SIZES``, -1 also where the caption
+    names no size. ``background_N`` is an index in ``PALETTE``, ``count_N`` the number of objects
+    less one. Cells run row by row from the top left.
     """
 
     captions: list[str]
     shape_NK: Tensor
     colour_NK: Tensor
+    size_NK: Tensor
     background_N: Tensor
     count_N: Tensor
 
@@ -58,18 +60,21 @@ def cell_centres() -> Tensor:
     return torch.cartesian_prod(steps, steps)
 
 
-def layout_cells(scene: Scene) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns shape and colour classes of a scene's cells, see ``LayoutTargets``, each (K,)."""
+def layout_cells(scene: Scene) -> npt.NDArray[np.int64]:
+    """Returns shape, colour and size classes of a scene's cells, see ``LayoutTargets``, (3, K)."""
     y_K, x_K = cell_centres().double().numpy().T
-    shape_K = np.full(NUM_CELLS, NOTHING, dtype=np.int64)
-    colour_K = np.full(NUM_CELLS, NOTHING, dtype=np.int64)
-    for thing in scene.objects:
+    classes_3K = np.full((3, NUM_CELLS), NOTHING, dtype=np.int64)
+    said = scene.description.things * scene.description.count
+    for words, thing in zip(said, scene.objects, strict=True):
         inside_K = (np.abs(y_K * scene.canvas_height - thing.centre_y) <= thing.radius) & (
             np.abs(x_K * scene.canvas_width - thing.centre_x) <= thing.radius
         )
-        shape_K[inside_K] = SHAPES.index(thing.shape)
-        colour_K[inside_K] = list(PALETTE).index(thing.colour)
-    return shape_K, colour_K
+        classes_3K[:, inside_K] = [
+            [SHAPES.index(thing.shape)],
+            [list(PALETTE).index(thing.colour)],
+            [NOTHING if words.size is None else list(SIZES).index(words.size)],
+        ]
+    return classes_3K
 
 
 def cell_codes(width: int) -> Tensor:
@@ -92,11 +97,12 @@ def draw_layouts(num_samples: int, *, buckets: dict[Bucket, float], seed: int) -
         height_px, width_px = sizes[int(i)]
         kind: Kind | None = "relation" if rng.random() < _RELATION_SHARE else None
         scenes.append(random_scene(rng, height_px=height_px, width_px=width_px, kind=kind))
-    cells = [layout_cells(scene) for scene in scenes]
+    cells_3NK = torch.from_numpy(np.stack([layout_cells(scene) for scene in scenes], axis=1))
     return LayoutTargets(
         captions=[caption(scene) for scene in scenes],
-        shape_NK=torch.from_numpy(np.stack([shape_K for shape_K, _ in cells])),
-        colour_NK=torch.from_numpy(np.stack([colour_K for _, colour_K in cells])),
+        shape_NK=cells_3NK[0],
+        colour_NK=cells_3NK[1],
+        size_NK=cells_3NK[2],
         background_N=torch.tensor([list(PALETTE).index(scene.background) for scene in scenes]),
         count_N=torch.tensor([len(scene.objects) - 1 for scene in scenes]),
     )
@@ -128,12 +134,12 @@ class LayoutHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sizes = (2, len(SHAPES), len(PALETTE), len(PALETTE), _MOST_OBJECTS)
-        self.read = nn.Linear(width, sum(self.sizes))
+        self.num_classes = (2, len(SHAPES), len(PALETTE), len(PALETTE), _MOST_OBJECTS, len(SIZES))
+        self.read = nn.Linear(width, sum(self.num_classes))
 
     def loss(self, states_BTD: Tensor, targets: LayoutTargets, chosen_B: Tensor) -> Tensor:
-        """Sum of the mean cross entropies of occupation, shape, colour, background and count, a
-        scalar.
+        """Sum of the mean cross entropies of occupation, shape, colour, background, count and
+        size, a scalar.
 
         Args:
             states_BTD: an encoder's penultimate states of the chosen captions.
@@ -141,7 +147,7 @@ class LayoutHead(nn.Module):
             chosen_B: which captions these are.
         """
         states_BKD = states_BTD[:, FIRST_CELL_POSITION : FIRST_CELL_POSITION + NUM_CELLS]
-        parts = self.read(states_BKD).float().split(self.sizes, dim=-1)
+        parts = self.read(states_BKD).float().split(self.num_classes, dim=-1)
         shape_BK = targets.shape_NK[chosen_B]
         expected = (
             (shape_BK != NOTHING).long(),
@@ -149,6 +155,7 @@ class LayoutHead(nn.Module):
             targets.colour_NK[chosen_B],
             targets.background_N[chosen_B, None].expand(-1, NUM_CELLS),
             targets.count_N[chosen_B, None].expand(-1, NUM_CELLS),
+            targets.size_NK[chosen_B],
         )
         total = torch.zeros(())
         for logits_BKC, classes_BK in zip(parts, expected, strict=True):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sdxl_core.data.scene_captions import PALETTE, SHAPES, is_held_out
+from sdxl_core.data.scene_captions import PALETTE, SHAPES, SIZES, is_held_out
 from sdxl_core.data.scene_checker import nearest_colour
 from sdxl_core.data.scenes import draw_scene, random_scene
 from sdxl_core.nets.tokenizer import PAD_ID_TEXT_2, tokenize
@@ -28,7 +28,7 @@ def test_cells_say_what_the_drawing_shows_at_their_centres() -> None:
     for height_px, width_px in 10 * list(BUCKETS):
         scene = random_scene(rng, height_px=height_px, width_px=width_px)
         picture_HWC = draw_scene(scene, height_px, width_px)
-        shape_K, colour_K = layout_cells(scene)
+        shape_K, colour_K, size_K = layout_cells(scene)
         for cell in range(NUM_CELLS):
             row, column = divmod(cell, GRID_SIDE)
             y_px = int((row + 0.5) / GRID_SIDE * height_px)
@@ -36,10 +36,27 @@ def test_cells_say_what_the_drawing_shows_at_their_centres() -> None:
             drawn = nearest_colour(picture_HWC[y_px, x_px])
             if shape_K[cell] == NOTHING:
                 assert drawn == scene.background
-                assert colour_K[cell] == NOTHING
+                assert colour_K[cell] == size_K[cell] == NOTHING
             elif SHAPES[int(shape_K[cell])] == "square":
                 num_inside += drawn == list(PALETTE)[int(colour_K[cell])]
     assert num_inside > 20
+
+
+def test_cells_say_the_size_that_the_caption_names_and_no_other() -> None:
+    rng = np.random.default_rng(4)
+    num_said = 0
+    for _ in range(60):
+        scene = random_scene(rng, height_px=128, width_px=128, kind="relation")
+        shape_K, _, size_K = layout_cells(scene)
+        named = {thing.size for thing in scene.description.things} - {None}
+        inside_K = shape_K != NOTHING
+        assert {list(SIZES)[i] for i in size_K[size_K != NOTHING]} <= named
+        if None not in {thing.size for thing in scene.description.things}:
+            num_said += 1
+            assert (size_K[inside_K] != NOTHING).all()
+        if not named:
+            assert (size_K == NOTHING).all()
+    assert num_said > 5
 
 
 def test_layouts_come_from_captions_that_are_not_held_out_and_end_before_the_cells() -> None:
@@ -53,7 +70,7 @@ def test_layouts_come_from_captions_that_are_not_held_out_and_end_before_the_cel
 def test_states_that_spell_out_cells_and_places_can_be_read_by_the_head() -> None:
     torch.manual_seed(0)
     layouts = draw_layouts(64, buckets=BUCKETS, seed=6)
-    head_sizes = LayoutHead(1).sizes
+    head_sizes = LayoutHead(1).num_classes
     waves_K6 = place_waves()
     head = LayoutHead(waves_K6.shape[1] + sum(head_sizes))
     classes = (
@@ -62,6 +79,7 @@ def test_states_that_spell_out_cells_and_places_can_be_read_by_the_head() -> Non
         layouts.colour_NK.clamp(min=0),
         layouts.background_N[:, None].expand(-1, NUM_CELLS),
         layouts.count_N[:, None].expand(-1, NUM_CELLS),
+        layouts.size_NK.clamp(min=0),
     )
     spelled = [
         functional.one_hot(part_NK, size).float()

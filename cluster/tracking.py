@@ -3,6 +3,7 @@ choice W&B and MLflow."""
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -58,8 +59,11 @@ class Tracker:
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Takes the values after ``step``; puts the files if they were not put for a while."""
-        line = {"step": step, "time": time.time(), **values}
-        self._lines.append(json.dumps(line).encode())
+        # JSON knows no NaN: a value that is not finite, such as the norm of a step that was skipped
+        # or a loss of held-out samples, is null.
+        told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, "time": time.time(), **told}
+        self._lines.append(json.dumps(line, allow_nan=False).encode())
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)

@@ -96,7 +96,7 @@ def train_loop(
     progress, began = start, time.monotonic()
     for step in itertools.islice(steps, max(0, settings.num_steps - start.step)):
         assert step.index == progress.step, (step.index, progress.step)
-        engine.set_learning_rate(settings.learning_rate_at(progress.step))
+        engine.set_learning_rate(settings.learning_rate_at(progress.step), step=progress.step)
         _take_step(engine, step, losses_of, meter)
         progress = _advance(engine, progress, step, settings)
         is_last, wishes = progress.step == settings.num_steps, Wishes()

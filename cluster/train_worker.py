@@ -29,6 +29,7 @@ from cluster.train_work import TrainWork
 from cluster.zero import ZeroEngine, ZeroSettings
 from sdxl_core.contract.errors import SdxlError
 from sdxl_core.storage.stores import Store, open_store
+from sdxl_core.training.autoencoder_network import DISCRIMINATOR_PREFIX
 from sdxl_core.training.checkpoint_store import (
     CheckpointRecord,
     find_checkpoint,
@@ -160,7 +161,7 @@ def _device(work: TrainWork) -> str:
 
 def zero_settings(work: TrainWork) -> ZeroSettings:
     """How the state of the run is spread."""
-    ingest = work.ingest
+    ingest, pair = work.ingest, work.autoencoder
     return ZeroSettings(
         stage=work.zero_stage,
         offload_optimizer=work.offload_optimizer,
@@ -172,6 +173,8 @@ def zero_settings(work: TrainWork) -> ZeroSettings:
         learning_rate=work.learning_rate.peak,
         adamw=work.adamw,
         ema_decay=work.ema_decay,
+        late_prefix="" if pair is None else DISCRIMINATOR_PREFIX,
+        first_late_step=0 if pair is None else pair.objective.first_adversarial_step,
     )
 
 

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 
 from cluster.zero_places import places_of
 from sdxl_core.training.ema import FlatAverage
-from sdxl_core.training.optimizers import AdamWSettings, make_adamw
+from sdxl_core.training.optimizers import (
+    AdamWSettings,
+    learning_rate_of_group,
+    make_adamw,
+)
 from sdxl_core.training.pieces import Piece, PieceReader
 
 Precision = Literal["bfloat16", "float32"]
@@ -40,6 +44,9 @@ class ZeroSettings:
         learning_rate: at the beginning; see ``set_learning_rate``.
         adamw: the optimizer's constants.
         ema_decay: most of the running mean of the weights that an update keeps.
+        late_prefix: parameters whose names begin so stand still before ``first_late_step``, weight
+            decay included; "" for none.
+        first_late_step: counted from 0.
     """
 
     stage: int
@@ -51,6 +58,8 @@ class ZeroSettings:
     learning_rate: float
     adamw: AdamWSettings
     ema_decay: float
+    late_prefix: str = ""
+    first_late_step: int = 0
 
 
 def deepspeed_config(settings: ZeroSettings, world_size: int) -> dict[str, Any]:
@@ -130,10 +139,10 @@ class ZeroEngine:
         norm = self.module.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Of the steps from now on."""
+    def set_learning_rate(self, learning_rate: float, *, step: int) -> None:
+        """Of the step after ``step`` others, whether they changed anything or not."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate_of_group(group, learning_rate, step=step)
 
     def update_average(self) -> None:
         """Moves the running mean of the weights towards them."""
@@ -242,10 +251,17 @@ def _initialize(network: nn.Module, settings: ZeroSettings, device: str) -> Any:
         # An all-reduce over shared memory that DeepSpeed would compile now; nothing here uses it,
         # and workers that compile at the same time get into each other's way.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    prefix = settings.late_prefix
+    named = list(network.named_parameters())
+    late = [p for name, p in named if prefix and name.startswith(prefix)]
     engine, *_ = deepspeed.initialize(
         model=network,
         optimizer=make_adamw(
-            network.parameters(), settings.adamw, learning_rate=settings.learning_rate
+            [p for name, p in named if not (prefix and name.startswith(prefix))],
+            settings.adamw,
+            learning_rate=settings.learning_rate,
+            late=late,
+            first_late_step=settings.first_late_step,
         ),
         config=deepspeed_config(settings, dist.get_world_size()),
         dist_init_required=False,

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 
+from cluster.pools import cluster_size
 from cluster.session import ray_session
 from cluster.train_meter import report_line
 from cluster.trainer import train_on_cluster
@@ -55,7 +56,7 @@ def run(config: TrainConfig) -> TrainSummary:
     store = open_output(config)
     last_report: dict[str, float] = {}
     with ray_session(config.how.address, no_progress_timeout_s=_NO_PROGRESS_TIMEOUT_S):
-        work = start(config).work
+        work = start(config, cluster_size()).work
         before = find_checkpoint(store, work.fingerprint)
         write_run_files(
             store, to_toml(config), DatasetInfo(name=SCHEMA_NAME, version=SCHEMA_VERSION)
@@ -96,7 +97,7 @@ def plan(config: TrainConfig) -> Plan:
     """Says what ``run`` would do; looks at the samples, writes nothing."""
     open_output(config)
     with ray_session(config.how.address, no_progress_timeout_s=_NO_PROGRESS_TIMEOUT_S):
-        return preview(start(config))
+        return preview(start(config, cluster_size()))
 
 
 def _export(config: TrainConfig, store: Store, record: CheckpointRecord) -> str | None:

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 
 from cluster.ingest import IngestWork
-from cluster.tracking_services import check_services
 from cluster.train_validation import Validation
 from cluster.train_work import Holdout, TrainWork
 from jobs.train_config import TrainConfig, parse_bucket_weights
-from sdxl_core.contract.config import fingerprint
-from sdxl_core.contract.errors import ConfigError
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.plan import PlanSettings
 from sdxl_core.nets.flops import unet_flops, vae_decode_flops, vae_encode_flops
@@ -131,40 +128,24 @@ def adamw_of(config: TrainConfig) -> AdamWSettings:
     )
 
 
-def accumulated_passes(config: TrainConfig, num_workers: int) -> int:
-    """Forward passes of a worker in a step.
-
-    Raises:
-        ConfigError: the workers cannot share the batch evenly.
-    """
-    micro = config.how.micro_batch_size
-    each = num_workers * (micro or 1)
-    if config.batch % each:
-        text = f" x how.micro_batch_size={micro}" if micro else ""
-        raise ConfigError(
-            f"batch: found {config.batch}, which {num_workers} workers{text} cannot share evenly; "
-            f"expected a multiple of {each}"
-        )
-    return config.batch // each if micro else 1
-
-
 def work_of(
     config: TrainConfig,
     ingest: IngestWork,
     model: SdxlModel,
     *,
+    objective: Objective | None,
+    fingerprint: str,
     digest: str,
-    samples_digest: str,
     validation: Validation | None,
     holdout: Holdout | None,
     device: str,
     cpus: float,
 ) -> TrainWork:
-    """What workers have to know; ``samples_digest`` is of all samples, held-out ones included."""
-    how, objective = config.how, None if config.stage == "vae" else objective_of(config, model)
+    """What workers have to know; ``digest`` is the model's."""
+    how = config.how
     return TrainWork(
         out=config.out,
-        fingerprint=fingerprint(config, samples=samples_digest, model=digest),
+        fingerprint=fingerprint,
         stage=config.stage,
         kind=model.kind,
         model=config.model_path,
@@ -201,7 +182,7 @@ def work_of(
         resume_from="" if config.resume in ("auto", "never") else config.resume,
         max_failures=how.max_failures,
         tensorboard=how.tensorboard,
-        trackers=check_services(how.trackers),
+        trackers=how.trackers,
         validation=validation,
         holdout=holdout,
         stop_grace_s=how.stop_grace_s,

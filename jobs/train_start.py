@@ -4,18 +4,21 @@ import dataclasses
 import logging
 
 from cluster.ingest import IngestWork, check_shares
-from cluster.pools import cluster_size
+from cluster.resources import ClusterSize
 from cluster.train_start import SampleKind, look_at_samples, refuse_other_latents
 from cluster.train_validation import Validation, read_validation_prompts
 from cluster.train_work import Holdout, TrainWork
 from cluster.trainer import plan_worker_cpus
 from jobs.train_config import TrainConfig
-from jobs.train_settings import accumulated_passes, plan_settings, work_of
+from jobs.train_identity import scheduler_digest, training_fingerprint
+from jobs.train_preflight import accumulated_passes, refuse_impossible
+from jobs.train_settings import objective_of, plan_settings, work_of
 from sdxl_core.contract.config import refuse_mismatch
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.data.holdout import set_aside
 from sdxl_core.data.manifest import SampleManifest, manifest_of
 from sdxl_core.data.plan import EpochPlan, plan_epoch
+from sdxl_core.data.plan_settings import batch_sizes
 from sdxl_core.nets.presets import ModelPreset
 from sdxl_core.nets.weights import load_model, model_identity
 from sdxl_core.storage.parts import read_run_toml
@@ -41,9 +44,11 @@ def open_output(config: TrainConfig) -> Store:
     """The output's store.
 
     Raises:
-        ConfigError: it was begun with other settings, or ``resume`` says what cannot be.
+        ConfigError: settings that cannot work, it was begun with others, or ``resume`` says what
+            cannot be.
         StoreError: it cannot be reached.
     """
+    refuse_impossible(config)
     store = open_store(config.out, retries=config.how.retries, timeout_s=config.how.timeout_s)
     store.check()
     begun = read_run_toml(store)
@@ -60,21 +65,29 @@ def open_output(config: TrainConfig) -> Store:
     return store
 
 
-def start(config: TrainConfig) -> Start:
-    """Looks at samples, model and cluster; Ray is connected.
+def start(config: TrainConfig, size: ClusterSize) -> Start:
+    """Looks at samples and model; what is cheap to look at comes first.
+
+    Args:
+        config: all settings.
+        size: of the cluster.
 
     Raises:
         ConfigError: settings that do not go together, or with the samples.
         SchemaError: the samples are not a finished dataset.
         ResourceError: the workers do not fit on the cluster.
     """
-    size, how = cluster_size(), config.how
+    how = config.how
     device = how.device if how.device != "auto" else ("cuda" if size.num_gpus else "cpu")
     num_workers = how.workers or (int(size.num_gpus) if device == "cuda" else 1)
+    accumulated_passes(config, num_workers)
+    cpus = plan_worker_cpus(how.cpu_threads, num_workers, device, size)
     preset, digest = model_identity(config.model_path, variant=config.variant)
     if config.stage not in (preset.kind, "vae"):
         raise ConfigError(f"stage {config.stage}: {config.model_path} is a {preset.kind}")
     _refuse_checkpoint_of_another_model(config, digest)
+    model = load_model(config.model_path, variant=config.variant, components=())
+    objective = None if config.stage == "vae" else objective_of(config, model)
     urls, manifest = read_manifest(config)
     found = look_at_samples(manifest, retries=how.retries, timeout_s=how.timeout_s)
     _check_samples(config, found, manifest)
@@ -82,38 +95,27 @@ def start(config: TrainConfig) -> Start:
         refuse_small_pictures(manifest.buckets, num_layers=config.vae.discriminator_layers)
     elif found.pixels == "latents" and not config.any_latents:
         refuse_other_latents(urls, config.model_path, config.variant, digest)
-    kept, held = _set_aside(config, manifest)
-    model = load_model(config.model_path, variant=config.variant, components=())
-    num_accumulated = accumulated_passes(config, num_workers)
-    ingest = IngestWork(
-        manifest=kept,
-        plan=plan_settings(config),
-        batch_multiple=config.batch_multiple,
-        view=SampleView(
-            run_seed=config.seed,
-            pixels=found.pixels,
-            texts="stored" if _takes_stored_texts(config, found) else "live",
-            with_aesthetic=config.stage == "refiner",
-        ),
-        world_size=num_workers,
-        num_accumulated=num_accumulated,
-        num_ahead=how.batches_ahead,
-        retries=how.retries,
-        timeout_s=how.timeout_s,
-        holdout=config.holdout,
+    ingest = _ingest(config, manifest, found, num_workers=num_workers)
+    _check_batches(ingest)
+    validation = _validation(config, preset)
+    fingerprint = training_fingerprint(
+        config, samples=manifest.digest, model=digest, scheduler=scheduler_digest(model)
     )
+    kept, held = _set_aside(config, manifest)  # reads the ids of all samples: nearly all is checked
+    ingest = dataclasses.replace(ingest, manifest=kept)
     epoch = plan_epoch(kept, ingest.plan, 0, world_batch_multiple=config.batch_multiple)
     check_epoch(config, epoch, ingest)
     work = work_of(
         config,
         ingest,
         model,
+        objective=objective,
+        fingerprint=fingerprint,
         digest=digest,
-        samples_digest=manifest.digest,
-        validation=_validation(config, preset),
+        validation=validation,
         holdout=held,
         device=device,
-        cpus=plan_worker_cpus(how.cpu_threads, num_workers, device, size),
+        cpus=cpus,
     )
     return Start(work=work, epoch=epoch, preset=preset)
 
@@ -123,6 +125,30 @@ def read_manifest(config: TrainConfig) -> tuple[list[str], SampleManifest]:
     pairs = [split_weight(text) for text in (config.samples, *config.also)]
     urls, weights = [url for url, _ in pairs], [weight for _, weight in pairs]
     return urls, manifest_of(urls, weights, retries=config.how.retries)
+
+
+def _ingest(
+    config: TrainConfig, manifest: SampleManifest, found: SampleKind, *, num_workers: int
+) -> IngestWork:
+    """What is to be delivered, of all samples."""
+    how = config.how
+    return IngestWork(
+        manifest=manifest,
+        plan=plan_settings(config),
+        batch_multiple=config.batch_multiple,
+        view=SampleView(
+            run_seed=config.seed,
+            pixels=found.pixels,
+            texts="stored" if _takes_stored_texts(config, found) else "live",
+            with_aesthetic=config.stage == "refiner",
+        ),
+        world_size=num_workers,
+        num_accumulated=accumulated_passes(config, num_workers),
+        num_ahead=how.batches_ahead,
+        retries=how.retries,
+        timeout_s=how.timeout_s,
+        holdout=config.holdout,
+    )
 
 
 def _set_aside(
@@ -141,15 +167,22 @@ def _set_aside(
     return kept, Holdout(rows=tuple(rows), every=config.how.validate_every)
 
 
+def _check_batches(ingest: IngestWork) -> None:
+    """Refuses batches of some bucket that the workers cannot share."""
+    sizes = batch_sizes(
+        ingest.manifest.buckets, ingest.plan, world_batch_multiple=ingest.batch_multiple
+    )
+    for size in sizes:
+        check_shares(size, ingest)
+
+
 def check_epoch(config: TrainConfig, epoch: EpochPlan, ingest: IngestWork) -> None:
-    """Refuses a plan that has no batch, or batches that cannot be shared; says which rows are lost.
+    """Refuses a plan that has no batch; says which rows are lost.
 
     Raises:
         ConfigError: see above.
     """
     rows = ingest.manifest.rows_of_bucket
-    for bucket in epoch.buckets:
-        check_shares(epoch.batch_size_of(bucket), ingest)
     thin = [
         f"{height}x{width} has {rows[height, width]} samples"
         for height, width in epoch.buckets
@@ -219,11 +252,6 @@ def _takes_stored_texts(config: TrainConfig, found: SampleKind) -> bool:
 def _validation(config: TrainConfig, preset: ModelPreset) -> Validation | None:
     if config.validate == "none":
         return None
-    if config.stage == "refiner" or config.how.zero == 3:
-        raise ConfigError(
-            "validate: a refiner cannot render alone, and at --how.zero 3 no worker has the whole "
-            "network; leave --validate away, and render checkpoints with sdxl export and generate"
-        )
     requests = read_validation_prompts(
         config.validate,
         native_size_px=preset.native_size_px,

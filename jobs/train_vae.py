@@ -1,7 +1,7 @@
 """Settings of ``sdxl train --stage vae``, beside those of every stage."""
 
 from jobs.train_how import check
-from sdxl_core.contract.config import config
+from sdxl_core.contract.config import Location, config
 from sdxl_core.contract.errors import ConfigError
 
 
@@ -21,11 +21,11 @@ class AutoencoderOptions:
     """Of its first layer, a power of two."""
     discriminator_layers: int = 3
     """Layers that halve the picture: a patch is 70 px wide with 3, 34 with 2."""
-    lpips_vgg: str = ""
-    """Torchvision's VGG-16, a local file on every worker; without it a fixed random network looks.
-    """
-    lpips_channels: str = ""
-    """Channel weights of LPIPS 0.1 for VGG, a local file on every worker."""
+    lpips_vgg: Location = ""
+    """Torchvision's VGG-16, a local file here and on every worker; without it a fixed random
+    network looks."""
+    lpips_channels: Location = ""
+    """Channel weights of LPIPS 0.1 for VGG, a local file here and on every worker."""
 
     def __post_init__(self) -> None:
         channels = self.discriminator_channels

@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # its library is imported by those who load one
 AUTOENCODER_PREFIX = "autoencoder.autoencoder."
 """What the names of the autoencoder's parameters begin with in an ``AdversarialPair``."""
 
+DISCRIMINATOR_PREFIX = "discriminator."
+"""What the names of the discriminator's parameters begin with there."""
+
 LOSS_PARTS = (
     *("reconstruction", "perceptual", "kl", "adversarial", "adversarial_factor", "discriminator"),
     *("psnr_db", "ssim"),

@@ -5,6 +5,7 @@ Legend of shape suffixes: B batch, C channels (3 of pictures, 4 of latents), H h
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,14 @@ class AutoencoderObjective:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, expected 0 or more")
 
+    @property
+    def first_adversarial_step(self) -> int:
+        """The step, counted from 0, from which on the discriminator has a say; huge: never."""
+        return self.num_warmup_steps if self.adversarial_weight > 0 else sys.maxsize
+
     def is_adversarial(self, step: int) -> bool:
         """Does the discriminator have a say in a step, counted from 0, and learn in it."""
-        return self.adversarial_weight > 0 and step >= self.num_warmup_steps
+        return step >= self.first_adversarial_step
 
 
 class AutoencoderPass(nn.Module):

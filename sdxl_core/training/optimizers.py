@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,8 +31,21 @@ class AdamWSettings:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, expected 0 or more")
 
 
+def learning_rate_of_group(group: Mapping[str, Any], learning_rate: float, *, step: int) -> float:
+    """The learning rate of a parameter group of ``make_adamw`` in step ``step``, counted from 0.
+
+    0 before the group's first step: neither gradients, which are 0, nor the decay move it then.
+    """
+    return learning_rate if step >= group.get("first_step", 0) else 0.0
+
+
 def make_adamw(
-    parameters: Iterable[nn.Parameter], settings: AdamWSettings, *, learning_rate: float
+    parameters: Iterable[nn.Parameter],
+    settings: AdamWSettings,
+    *,
+    learning_rate: float,
+    late: Iterable[nn.Parameter] = (),
+    first_late_step: int = 0,
 ) -> torch.optim.AdamW:
     """Returns AdamW over the parameters that are trained, fused where torch has that.
 
@@ -40,6 +53,8 @@ def make_adamw(
         parameters: those that need no gradient are left out.
         settings: the optimizer's constants.
         learning_rate: the first; see ``LearningRate``.
+        late: those of a group of their own, which ``learning_rate_of_group`` holds still at first.
+        first_late_step: the step, counted from 0, in which they begin to move.
 
     Raises:
         ConfigError: nothing is left to train.
@@ -50,7 +65,7 @@ def make_adamw(
             "optimizer: found no parameter that needs a gradient, expected at least one; "
             "is the whole network frozen?"
         )
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         trained,
         learning_rate,
         betas=settings.betas,
@@ -58,6 +73,9 @@ def make_adamw(
         eps=settings.eps,
         fused=all(parameter.device.type in _FUSED_DEVICES for parameter in trained),
     )
+    if waiting := [parameter for parameter in late if parameter.requires_grad]:
+        optimizer.add_param_group({"params": waiting, "first_step": first_late_step})
+    return optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What a run tells people's tools. W&B and MLflow are real where they are installed."""
 
 import json
+import math
 import struct
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,21 @@ def test_a_resumed_run_leaves_out_the_reports_of_steps_that_are_done_again(tmp_p
     track(tmp_path, range(4, 8), start_step=3)
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(s, s / 10) for s in range(1, 8)]
+
+
+def test_a_value_that_is_not_finite_is_null_in_json_and_its_line_is_kept(tmp_path: Path) -> None:
+    tracker = Tracker(open_store(tmp_path), start_step=0, tensorboard=True)
+    tracker.add(1, {"holdout/loss": math.nan, "grad_norm": math.inf, "loss": 0.5})
+    tracker.close()
+    track(tmp_path, range(2, 3), start_step=1)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (tmp_path / METRICS_FILE).read_text()
+    first, second = (json.loads(line, parse_constant=refuse) for line in text.splitlines())
+    assert (first["holdout/loss"], first["grad_norm"], first["loss"]) == (None, None, 0.5)
+    assert second["step"] == 2
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

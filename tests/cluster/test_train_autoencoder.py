@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.train_networks import load_autoencoder
 from cluster.train_work import TrainWork
 from sdxl_core.nets.weights import load_model
-from sdxl_core.training.autoencoder_network import LOSS_PARTS, AutoencoderSettings
+from sdxl_core.training.autoencoder_network import (
+    DISCRIMINATOR_PREFIX,
+    LOSS_PARTS,
+    AutoencoderSettings,
+)
 from sdxl_core.training.autoencoder_stage import AutoencoderObjective
 from sdxl_core.training.checkpoint_export import model_of_checkpoint, read_trained
 from sdxl_core.training.checkpoint_store import open_checkpoint
@@ -63,6 +68,17 @@ def test_an_autoencoder_is_trained_resumed_to_the_bit_and_exported(tmp_path: Pat
     assert [line["adversarial_factor"] > 0 for line in lines] == [False, False, True, True]
     assert not any(name.startswith("loss_by_noise") for line in lines for name in line)
 
+    # Before it has a say, the discriminator stands still: nothing decays its weights.
+    pair = load_autoencoder(autoencoder_work(samples, model, out, 2)).state_dict()
+    stood, moved_on = (
+        read_trained(*open_checkpoint(f"{out}/checkpoints/step-{step:08d}"), weights="raw")
+        for step in (2, 3)
+    )
+    names = [name for name in stood if name.startswith(DISCRIMINATOR_PREFIX)]
+    assert names
+    assert all(torch.equal(stood[name], pair[name]) for name in names)
+    assert not any(torch.equal(moved_on[name], pair[name]) for name in names)
+
     before, after = load_model(model), model_of_checkpoint(str(out), weights="raw")
     ema = model_of_checkpoint(str(out))
     for name, tensor in before.vae.state_dict().items():
@@ -75,6 +91,6 @@ def test_an_autoencoder_is_trained_resumed_to_the_bit_and_exported(tmp_path: Pat
         read_trained(*open_checkpoint(str(tmp_path / f"straight-{stage}")), weights="raw")
         for stage in (1, 2)
     ]
-    assert any(name.startswith("discriminator.") for name in trained[0])
+    assert any(name.startswith(DISCRIMINATOR_PREFIX) for name in trained[0])
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, rtol=0, atol=1e-6)

@@ -6,7 +6,12 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from sdxl_core.contract.errors import ConfigError
-from sdxl_core.training.optimizers import AdamWSettings, LearningRate, make_adamw
+from sdxl_core.training.optimizers import (
+    AdamWSettings,
+    LearningRate,
+    learning_rate_of_group,
+    make_adamw,
+)
 
 
 def _of_diffusers(name: str, num_warmup_steps: int, num_steps: int) -> list[float]:
@@ -70,6 +75,21 @@ def test_make_adamw_with_nothing_to_train_is_refused() -> None:
     module = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="is the whole network frozen"):
         make_adamw(module.parameters(), AdamWSettings(), learning_rate=0.1)
+
+
+def test_late_parameters_stand_still_before_their_step_in_spite_of_weight_decay() -> None:
+    early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    settings = AdamWSettings(weight_decay=0.5)
+    optimizer = make_adamw([early], settings, learning_rate=0.1, late=[late], first_late_step=2)
+    seen = []
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_of_group(group, 0.1, step=step)
+        early.grad = late.grad = torch.zeros(3)
+        optimizer.step()
+        seen.append((round(early[0].item(), 6), round(late[0].item(), 6)))
+    # Without gradients, decay alone is left: a factor of 1 - 0.1 * 0.5.
+    assert seen == [(0.95, 1.0), (0.9025, 1.0), (0.857375, 0.95), (0.814506, 0.9025)]
 
 
 def test_adamw_settings_that_cannot_be_are_refused() -> None:

@@ -1,0 +1,92 @@
+"""What `sdxl train` refuses before it begins. No Ray; what must not be looked at is not there."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.resources import ClusterSize
+from jobs.train_config import TrainConfig, TrainHow
+from jobs.train_start import open_output, start
+from sdxl_core.contract.errors import ConfigError, ResourceError, SdxlError
+from tests.cluster.train_samples import write_samples
+from tests.micro_models import MicroModels, write_models
+
+SIZE = ClusterSize(num_cpus=2.0, num_gpus=0.0, memory_bytes=1e9)
+# With batches of 8 of the larger one, those of the smaller one are of 10.
+BUCKETS = {(32, 48): 14, (32, 64): 14}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> MicroModels:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"validate": "p.csv", "how": TrainHow(zero=3)},
+            r"validate: found p\.csv with --how\.zero 3, expected --how\.zero 1 or 2",
+        ),
+        (
+            {"validate": "p.csv", "stage": "refiner"},
+            r"validate: found p\.csv in the stage refiner, expected none",
+        ),
+        (
+            {"batch": 12, "how": TrainHow(workers=4, micro_batch_size=2)},
+            r"batch: found 12, which 4 workers x how\.micro_batch_size=2 .* a multiple of 8",
+        ),
+        ({"batch": 5, "how": TrainHow(workers=2)}, "found 5, which 2 workers cannot share"),
+        ({"how": TrainHow(trackers=("mlflow",))}, r"pip install 'sdxl-ray\[mlflow\]'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_read_or_written(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=message):
+        open_output(TrainConfig(samples=str(tmp_path / "nowhere"), out=str(out), **settings))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 64, "how": TrainHow(micro_batch_size=3)}, "1 workers x how.micro_batch_size=3"),
+        ({"how": TrainHow(workers=64, cpu_threads=1)}, "CPUs: 64 workers"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused_before_model_and_samples_are_looked_at(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    config = TrainConfig(samples=nowhere, model=nowhere, out=str(tmp_path / "out"), **settings)
+    with pytest.raises((ConfigError, ResourceError), match=message):
+        start(config, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"area_scaled_batches": True, "how": TrainHow(workers=4)},
+            "a global batch of 10 samples cannot be shared by 4 workers",
+        ),
+        ({"batch_multiple": 3}, "global_batch_size: found 8, expected a multiple of 3"),
+        ({"zero_terminal_snr": True}, "expected v_prediction"),
+        ({"validate": "nowhere.csv"}, "nowhere.csv"),
+        ({}, "holdout: found 0 of 56 samples"),
+    ],
+)
+def test_what_samples_and_model_tell_is_refused_before_the_ids_of_all_samples_are_read(
+    settings: dict[str, Any], message: str, models: MicroModels, tmp_path: Path
+) -> None:
+    """The share that sets nothing aside is found out by reading all ids: the last complaint."""
+    samples = write_samples(tmp_path / "samples", model_digest="x", buckets=BUCKETS)
+    values = {"any_latents": True, "holdout": 1e-12, "batch": 8} | settings
+    config = TrainConfig(samples=samples, out=str(tmp_path / "o"), model=models.base, **values)
+    with pytest.raises(SdxlError, match=message):
+        start(config, SIZE)

@@ -1,6 +1,7 @@
 """One group of staged units becomes one part of the samples dataset."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,12 @@ from sdxl_core.storage.staging_layout import read_layout
 
 
 def finish_part(
-    block: pa.Table, work: PrepareWork, hub: Any, encode: EncodeBucket | None = None
+    block: pa.Table,
+    work: PrepareWork,
+    hub: Any,
+    encode: EncodeBucket | None = None,
+    *,
+    describe: Callable[[], str] = str,
 ) -> pa.Table:
     """Writes and commits the part ``part`` of the block.
 
@@ -25,6 +31,7 @@ def finish_part(
         work: The run; the layout is written.
         hub: Telemetry hub.
         encode: Turns pictures into moments; None keeps pictures.
+        describe: What to tell of the work once it is done, in the detail of its event.
 
     Returns:
         A report: source rows.
@@ -41,7 +48,8 @@ def finish_part(
     if isinstance(made, str):
         return fatal_report(part, made)
     num_rows = made.extra["num_source_rows"]
-    reporter.end(part, ("finish", num_rows, time.perf_counter() - started))
+    seconds = time.perf_counter() - started
+    reporter.end(part, ("finish", num_rows, seconds), detail=describe())
     return report(part, {"num_rows": num_rows})
 
 

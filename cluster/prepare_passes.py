@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray
 import ray.data
 
 from cluster.pools import add_actors, add_tasks, cluster_size, iter_reports, number_blocks
 from cluster.prepare_finish import finish_part
-from cluster.prepare_latents import EncodeWork, FinishWithLatents
+from cluster.prepare_latents import EncodeWork, FinishWithLatents, max_decode_threads
 from cluster.prepare_stage import stage_slice
 from cluster.prepare_work import PrepareWork
 from cluster.progress import Progress, watched
@@ -92,7 +93,7 @@ def finish_parts(
         return add_actors(
             blocks,
             FinishWithLatents,
-            [work, encode, hub],
+            [work, encode, hub, max_decode_threads(encode, ray.nodes())],
             size=min(num_encoders, len(parts)),
             num_cpus=num_cpus,
             num_gpus=num_gpus,

@@ -10,6 +10,8 @@ can draw from them; see ``nets.autoencoder.sample_latents``.
 
 import dataclasses
 import itertools
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -23,16 +25,21 @@ from sdxl_core.diffusion.conditioning import TextPair, encode_pairs
 from sdxl_core.nets.autoencoder import encode_image
 from sdxl_core.nets.model import SdxlModel
 from sdxl_core.storage.image_files import decode_image
-from sdxl_core.storage.threads import map_in_order
+from sdxl_core.storage.paced_threads import PacedThreads
 
 StoredDtype = Literal["float16", "float32"]
 
-_NUM_DECODE_THREADS = 2
+# Decoded pictures that wait for the autoencoder, in batches; each caller has as many.
+_BATCHES_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleEncoder:
     """A model's autoencoder, and its text encoders if text is wanted, as a function of samples.
+
+    Several threads may call it: they share the networks, which make one batch at a time, and the
+    threads that decode. Memory beside the tables: for each caller ``_BATCHES_AHEAD`` batches of
+    decoded pictures and one picture for each decoding thread, 3 MB for a megapixel.
 
     Args:
         model: with the autoencoder loaded, and the text encoders if ``text``.
@@ -40,6 +47,7 @@ class SampleEncoder:
         batch_size: pictures in one call of the autoencoder.
         stored_dtype: of moments and text states in the table.
         text: encode captions too.
+        decoders: decode pictures while the autoencoder is at work; moments do not depend on them.
     """
 
     model: SdxlModel
@@ -47,6 +55,8 @@ class SampleEncoder:
     batch_size: int
     stored_dtype: StoredDtype = "float16"
     text: bool = False
+    decoders: PacedThreads = dataclasses.field(default_factory=PacedThreads)
+    _networks: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """The rows of ``samples``, all of one bucket, with moments in place of pictures.
@@ -70,23 +80,31 @@ class SampleEncoder:
         schema = samples_schema(latents=True, text=self.text)
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
-    @torch.inference_mode()
     def _moments(self, images: pa.ChunkedArray) -> Iterator[list[npt.NDArray[Any] | None]]:
-        # While the autoencoder is at one batch, the pictures of the next one are decoded.
         files = (image.as_py() for image in images)
-        pictures = map_in_order(decode_image, files, num_threads=_NUM_DECODE_THREADS)
+        num_ahead = _BATCHES_AHEAD * self.batch_size
+        pictures = self.decoders.map_in_order(decode_image, files, num_ahead=num_ahead)
         while batch := list(itertools.islice(pictures, self.batch_size)):
-            rgb_BHWC = torch.from_numpy(np.stack(batch))
-            image_BCHW = rgb_BHWC.permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
-            moments_BCHW = encode_image(self.model.vae, image_BCHW).cpu().numpy()
+            moments_BCHW = self._encode(np.stack(batch))
             with np.errstate(over="ignore", invalid="ignore"):  # looked for right after
                 stored_BCHW = moments_BCHW.astype(self.stored_dtype)
             yield [_finite(one) for one in stored_BCHW]
 
+    @torch.inference_mode()
+    def _encode(self, rgb_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with self._networks:
+            started = time.perf_counter()
+            image_BCHW = torch.from_numpy(rgb_BHWC).permute(0, 3, 1, 2).to(self.device)
+            moments_BCHW = encode_image(self.model.vae, image_BCHW.float() / 127.5 - 1)
+            found: npt.NDArray[np.float32] = moments_BCHW.cpu().numpy()
+            self.decoders.consumed(len(rgb_BHWC), time.perf_counter() - started)
+        return found
+
     def _texts(self, captions: Sequence[Sequence[str]]) -> dict[str, pa.Array]:
         """The columns of text states; each distinct caption of the bucket is encoded once."""
         distinct = list(dict.fromkeys(text for texts in captions for text in texts))
-        encoded = encode_pairs(self.model, [TextPair(text, text) for text in distinct])
+        with self._networks:
+            encoded = encode_pairs(self.model, [TextPair(text, text) for text in distinct])
         found = dict(zip(distinct, encoded, strict=True))
         states_KTD = [[found[text].context_TD for text in texts] for texts in captions]
         pooled_KP = [[found[text].pooled_P for text in texts] for texts in captions]

@@ -1,6 +1,7 @@
 """Whole runs of prepare, in this process: sources of every kind, bad rows, resumes, S3, latents."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,13 @@ def test_prepare_latents_are_those_of_the_pictures_and_text_those_of_the_caption
     assert made.num_samples == summary.num_samples
     model = load_model(models.base)
     assert made.model_digest == model.digest
+    events = [
+        json.loads(line) for line in (tmp_path / "out/_events.jsonl").read_text().splitlines()
+    ]
+    told = [event["detail"] for event in events if event["span"] == "finish"]
+    pace = re.compile(r"decode_s=0\.\d+ encode_s=\d+\.\d+ a picture, decode_threads=1 of 1")
+    assert all(pace.fullmatch(detail) for detail in told)
+    assert len(told) == made.num_parts
     pictures = {row["id"]: row for row in kit.read_samples(out)}
     for row in kit.read_samples(config.out)[:12]:
         rgb_HWC = decode_image(pictures[row["id"]]["image"])

@@ -1,5 +1,7 @@
 """Samples with pictures become samples with moments, in their order, null where not finite."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ from sdxl_core.diffusion.sample_encoding import SampleEncoder
 from sdxl_core.nets.autoencoder import encode_image
 from sdxl_core.nets.model import SdxlModel, random_model
 from sdxl_core.storage.image_files import decode_image
+from sdxl_core.storage.paced_threads import PacedThreads
 from tests.micro_models import MICRO_BASE
 from tests.sdxl_core.storage.staged_samples import make_sample
 
@@ -46,6 +49,31 @@ def test_moments_are_those_of_each_picture_whatever_the_batch(
         assert row["moments_shape"] == [8, 2, 3]
         found_CHW = np.frombuffer(row["moments"], row["moments_dtype"]).reshape(8, 2, 3)
         np.testing.assert_allclose(found_CHW, expected_CHW, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_moments_are_the_same_bits_whatever_the_number_of_decoding_threads(
+    model: SdxlModel, samples: pa.Table, batch_size: int
+) -> None:
+    plain = encoder(model, batch_size=batch_size)(samples)
+    decoders = PacedThreads(4)
+    with_many = encoder(model, batch_size=batch_size, decoders=decoders)
+    with_many(samples)  # measures how long decoding takes
+    for _ in range(20):
+        decoders.consumed(1, 1e-9)  # a GPU that nothing keeps up with
+    assert decoders.pace.num_threads == 4
+    with ThreadPoolExecutor(2) as groups:  # as an encoder of prepare works at two groups
+        assert list(groups.map(with_many, [samples] * 4)) == [plain] * 4
+
+
+def test_encoder_measures_decoding_and_encoding(model: SdxlModel, samples: pa.Table) -> None:
+    one = encoder(model)
+    assert one.decoders.pace.prepare_s == one.decoders.pace.consume_s == 0
+    one(samples)
+    pace = one.decoders.pace
+    assert 0 < pace.prepare_s < 1
+    assert 0 < pace.consume_s < 10
+    assert (pace.num_threads, pace.max_threads) == (1, 1)
 
 
 def test_text_states_are_those_of_every_caption_in_order(

@@ -23,6 +23,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.train_size import TASK_CPUS
 from sdxl_core.contract.errors import ConfigError, JobError, SdxlError
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.holdout import holdout_places
@@ -39,9 +40,8 @@ from sdxl_core.training.seeded_batches import SampleBatch, SampleView, gather_ro
 
 logger = logging.getLogger(__name__)
 
-# Light tasks beside the training workers, which reserve nearly all CPUs; and tries of a task whose
-# process died. Storage has tries of its own.
-TASK_CPUS, TASK_RETRIES = 0.25, 3
+# Tries of a task whose process died. Storage has tries of its own.
+TASK_RETRIES = 3
 # A feeder that has nothing to say for so long has lost its tasks.
 MAX_WAIT_S = 1800.0
 
@@ -172,9 +172,10 @@ def ray_steps(name: str, *, start: int, rank: int, num_prefetched: int = 2) -> I
 
     Raises:
         SdxlError: what a task met with: a file that cannot be read, a sample that does not fit.
-        JobError: the feeder is gone.
+        RayError: the feeder, or what it had made ready, is gone with a process or a machine; no
+            fault of the run: its workers start again.
     """
-    ready: queue.Queue[RankStep | SdxlError] = queue.Queue(maxsize=num_prefetched)
+    ready: queue.Queue[RankStep | Exception] = queue.Queue(maxsize=num_prefetched)
     is_over = threading.Event()
     arguments = (ray.get_actor(name), start, rank, ready, is_over)
     threading.Thread(target=_fetch, args=arguments, daemon=True, name="ingest").start()
@@ -182,7 +183,7 @@ def ray_steps(name: str, *, start: int, rank: int, num_prefetched: int = 2) -> I
         while True:
             began = time.monotonic()
             found = ready.get()
-            if isinstance(found, SdxlError):
+            if isinstance(found, Exception):
                 raise found
             yield dataclasses.replace(found, wait_s=time.monotonic() - began)
     finally:
@@ -244,13 +245,13 @@ def _fetch(
     feeder: Any,
     start: int,
     rank: int,
-    ready: "queue.Queue[RankStep | SdxlError]",
+    ready: "queue.Queue[RankStep | Exception]",
     is_over: threading.Event,
 ) -> None:
     """Puts steps, or the error that ends them, into ``ready``."""
     index = start
     while not is_over.is_set():
-        step: RankStep | SdxlError
+        step: RankStep | Exception
         try:
             epoch, bucket, references = ray.get(
                 feeder.share.remote(index, rank), timeout=MAX_WAIT_S
@@ -258,16 +259,16 @@ def _fetch(
             batches = tuple(ray.get(references, timeout=MAX_WAIT_S))
             step = RankStep(index=index, epoch=epoch, bucket=bucket, batches=batches, wait_s=0.0)
         except RayTaskError as error:
-            step = error.cause if isinstance(error.cause, SdxlError) else _gone(error)
-        except (RayError, ValueError) as error:
-            step = _gone(error)
+            step = error.cause if isinstance(error.cause, SdxlError | RayError) else _gone(error)
+        except RayError as error:
+            step = error
         while not is_over.is_set():
             try:
                 ready.put(step, timeout=1.0)
                 break
             except queue.Full:
                 continue
-        if isinstance(step, SdxlError):
+        if isinstance(step, Exception):
             return
         index += 1
 

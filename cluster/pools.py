@@ -28,6 +28,11 @@ def cluster_size() -> ClusterSize:
         num_gpus=total.get("GPU", 0.0),
         memory_bytes=total.get("memory", 0.0),
         num_nodes=sum(key.startswith("node:") for key in total),
+        nodes=tuple(
+            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in ray.nodes()
+            if node["Alive"]
+        ),
     )
 
 

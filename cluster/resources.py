@@ -31,12 +31,13 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterSize:
-    """What Ray says that there is."""
+    """What Ray says that there is. ``nodes``: CPUs and GPUs of each machine, if they are known."""
 
     num_cpus: float
     num_gpus: float
     memory_bytes: float
     num_nodes: int = 1
+    nodes: tuple[tuple[float, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

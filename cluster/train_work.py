@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cluster.ingest import IngestWork
 from cluster.tracking_services import ServiceName
+from cluster.train_size import accumulated_passes
 from cluster.train_validation import Validation
 from cluster.zero import Precision
 from sdxl_core.data.buckets import Bucket
@@ -67,7 +68,9 @@ class TrainWork:
         compile: run the network through ``torch.compile``.
         device: ``cpu`` or ``cuda``.
         num_threads: torch threads of each worker on the CPU.
-        num_workers: of the run.
+        num_workers: of the run; the most that it may have before it has begun.
+        min_workers: the fewest that it may have; as many as ``num_workers`` if it is no range.
+        micro_batch_size: rows of one forward pass; 0: a worker's whole share of the batch.
         cpus_per_worker: that each reserves.
         report_every: steps from report to report.
         checkpoint_every: steps from checkpoint to checkpoint.
@@ -112,6 +115,8 @@ class TrainWork:
     device: str
     num_threads: int
     num_workers: int
+    min_workers: int
+    micro_batch_size: int
     cpus_per_worker: float
     report_every: int
     checkpoint_every: int
@@ -124,6 +129,21 @@ class TrainWork:
     validation: Validation | None
     holdout: Holdout | None
     stop_grace_s: float
+
+    def for_workers(self, num_workers: int) -> "TrainWork":
+        """The same run by workers of this number, who share each global batch evenly.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        ingest = dataclasses.replace(
+            self.ingest,
+            world_size=num_workers,
+            num_accumulated=accumulated_passes(
+                self.ingest.plan.global_batch_size, num_workers, self.micro_batch_size
+            ),
+        )
+        return dataclasses.replace(self, ingest=ingest, num_workers=num_workers)
 
     def checkpoint_model(self) -> dict[str, Any]:
         """What a checkpoint says of the model that it belongs to."""

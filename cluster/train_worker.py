@@ -54,6 +54,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _train(work: TrainWork, hub: Any) -> None:
     torch.set_num_threads(work.num_threads)
+    work = work.for_workers(dist.get_world_size())  # of a range, any number may have been started
     rank, device = dist.get_rank(), _device(work)
     store = open_store(work.out, retries=work.ingest.retries, timeout_s=work.ingest.timeout_s)
     token = _agree(uuid.uuid4().hex[:8])

@@ -2,7 +2,9 @@
 
 Ray Train makes the processes and the process group and starts all of them again when one is lost.
 Where they go on from is not its business: workers look for the newest checkpoint in the run's
-output, so a restart, a resume and a second run of the command are the same thing.
+output, so a restart, a resume and a second run of the command are the same thing. So is a group of
+another size, if the run may have one: Ray Train counts the workers that the machines have room for
+before it starts them, and every minute while they train.
 """
 
 import concurrent.futures
@@ -22,17 +24,14 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from cluster.resources import ClusterSize
 from cluster.train_hub import drain_reports, start_train_hub
 from cluster.train_work import TrainWork
 from cluster.train_worker import run_name, train_worker
-from sdxl_core.contract.errors import JobError, ResourceError
+from sdxl_core.contract.errors import JobError
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-# CPUs that the workers leave to the tasks that read samples.
-READER_CPUS = 0.5
 _HOW_TO_GO_ON = "The newest checkpoint stays; the same command goes on from there"
 
 
@@ -65,32 +64,6 @@ def train_on_cluster(work: TrainWork, on_report: Callable[[dict[str, float]], No
         _raise_what_happened(running, hub)
 
 
-def plan_worker_cpus(work_threads: int, num_workers: int, device: str, size: ClusterSize) -> float:
-    """CPUs that each worker reserves, so that the readers find some as well.
-
-    Args:
-        work_threads: torch threads of a worker on the CPU.
-        num_workers: of the run.
-        device: ``cpu`` or ``cuda``.
-        size: of the cluster.
-
-    Raises:
-        ResourceError: the workers do not fit.
-    """
-    if device == "cuda" and num_workers > size.num_gpus:
-        raise ResourceError(
-            f"GPUs: {num_workers} workers x 1 = {num_workers}, but the cluster has "
-            f"{size.num_gpus:g}. Use fewer workers (--how.workers) or a larger cluster"
-        )
-    share = int(100 * (size.num_cpus - READER_CPUS) / num_workers) / 100
-    if share < 0.05:
-        raise ResourceError(
-            f"CPUs: {num_workers} workers and {READER_CPUS} for those that read samples, but the "
-            f"cluster has {size.num_cpus:g}. Use fewer workers (--how.workers)"
-        )
-    return min(share, 1.0 if device == "cuda" else float(work_threads))
-
-
 def _trainer(work: TrainWork, hub_name: str, folder: str) -> TorchTrainer:
     on_gpu = work.device == "cuda"
     environment = {"OMP_NUM_THREADS": str(work.num_threads)}
@@ -101,7 +74,9 @@ def _trainer(work: TrainWork, hub_name: str, folder: str) -> TorchTrainer:
         train_loop_config={"work": work, "hub": hub_name},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=work.num_workers,
+            num_workers=(work.min_workers, work.num_workers)
+            if work.min_workers < work.num_workers
+            else work.num_workers,
             use_gpu=on_gpu,
             resources_per_worker={"CPU": work.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
         ),

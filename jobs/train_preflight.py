@@ -2,6 +2,7 @@
 Ray is started and before a sample or a weight is read."""
 
 from cluster.tracking_services import check_services
+from cluster.train_size import refuse_sizes
 from jobs.train_config import TrainConfig
 from sdxl_core.contract.errors import ConfigError
 
@@ -17,25 +18,23 @@ def refuse_impossible(config: TrainConfig) -> None:
     if config.validate != "none":
         _refuse_validation(config)
     if config.how.workers:
-        accumulated_passes(config, config.how.workers)
+        refuse_workers(config, config.how.workers)
 
 
-def accumulated_passes(config: TrainConfig, num_workers: int) -> int:
-    """Forward passes of a worker in a step.
+def refuse_workers(config: TrainConfig, most: int) -> range:
+    """The numbers of workers that the run may have, at most ``most``.
 
     Raises:
-        ConfigError: the workers cannot share the batch evenly.
+        ConfigError: workers of some number cannot share the batch evenly.
     """
-    micro = config.how.micro_batch_size
-    each = num_workers * (micro or 1)
-    if config.batch % each:
-        text = f" x how.micro_batch_size={micro}" if micro else ""
+    least = config.how.min_workers or most
+    if least > most:
         raise ConfigError(
-            f"batch: found {config.batch}, which {num_workers} workers{text} cannot share evenly; "
-            f"expected a multiple of {each}. Change --batch, --how.workers or "
-            "--how.micro-batch-size"
+            f"how.min_workers: found {least}, but there are {most} workers at most; expected fewer"
         )
-    return config.batch // each if micro else 1
+    sizes = range(least, most + 1)
+    refuse_sizes(config.batch, sizes, config.how.micro_batch_size)
+    return sizes
 
 
 def _refuse_validation(config: TrainConfig) -> None:

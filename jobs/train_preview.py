@@ -23,7 +23,7 @@ def preview(start: Start) -> Plan:
     num_parameters, num_trained = _num_parameters(start)
     state = state_bytes(
         num_trained,
-        work.num_workers,
+        work.min_workers,  # the fewer there are, the more each of them holds
         work.zero_stage,
         precision_bytes=_bytes(work.precision),
         num_frozen=0 if work.lora is None else num_parameters,
@@ -50,7 +50,7 @@ def preview(start: Start) -> Plan:
             f"{line['batch_size']}"
             for name, line in buckets.items()
         ),
-        f"{work.num_workers} workers on {work.device}, {work.ingest.num_accumulated} passes each "
+        f"{_workers(work)} workers on {work.device}, {work.ingest.num_accumulated} passes each "
         f"step, ZeRO {work.zero_stage}: {state / 1e9:.3g} GB of weights, gradients and optimizer "
         "on each worker; activations come on top",
         f"{flops:.3g} FLOP (forward and backward), {hours:.3g} hours on one H100 if it reached "
@@ -108,6 +108,12 @@ def _adapter_lines(lora: LoraSettings | None, num_trained: int) -> list[str]:
         f"adapter of rank {lora.rank}, alpha {lora.used_alpha:g}, on the layers '{lora.targets}': "
         f"{num_trained / 1e6:.2f} M weights are trained, the others stand still"
     ]
+
+
+def _workers(work: TrainWork) -> str:
+    if work.min_workers == work.num_workers:
+        return str(work.num_workers)
+    return f"{work.min_workers} to {work.num_workers}"
 
 
 def _holdout_lines(work: TrainWork) -> list[str]:

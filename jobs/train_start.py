@@ -2,16 +2,17 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from cluster.ingest import IngestWork, check_shares
 from cluster.resources import ClusterSize
+from cluster.train_size import accumulated_passes, plan_worker_cpus
 from cluster.train_start import SampleKind, look_at_samples, refuse_other_latents
 from cluster.train_validation import Validation, read_validation_prompts
 from cluster.train_work import Holdout, TrainWork
-from cluster.trainer import plan_worker_cpus
 from jobs.train_config import TrainConfig
 from jobs.train_identity import scheduler_digest, training_fingerprint
-from jobs.train_preflight import accumulated_passes, refuse_impossible
+from jobs.train_preflight import refuse_impossible, refuse_workers
 from jobs.train_settings import objective_of, plan_settings, work_of
 from sdxl_core.contract.config import refuse_mismatch
 from sdxl_core.contract.errors import ConfigError
@@ -80,8 +81,8 @@ def start(config: TrainConfig, size: ClusterSize) -> Start:
     how = config.how
     device = how.device if how.device != "auto" else ("cuda" if size.num_gpus else "cpu")
     num_workers = how.workers or (int(size.num_gpus) if device == "cuda" else 1)
-    accumulated_passes(config, num_workers)
-    cpus = plan_worker_cpus(how.cpu_threads, num_workers, device, size)
+    sizes = refuse_workers(config, num_workers)
+    cpus = plan_worker_cpus(how.cpu_threads, sizes[0], sizes[-1], device, size)
     preset, digest = model_identity(config.model_path, variant=config.variant)
     if config.stage not in (preset.kind, "vae"):
         raise ConfigError(f"stage {config.stage}: {config.model_path} is a {preset.kind}")
@@ -96,7 +97,7 @@ def start(config: TrainConfig, size: ClusterSize) -> Start:
     elif found.pixels == "latents" and not config.any_latents:
         refuse_other_latents(urls, config.model_path, config.variant, digest)
     ingest = _ingest(config, manifest, found, num_workers=num_workers)
-    _check_batches(ingest)
+    _check_batches(config, ingest, sizes)
     validation = _validation(config, preset)
     fingerprint = training_fingerprint(
         config, samples=manifest.digest, model=digest, scheduler=scheduler_digest(model)
@@ -143,7 +144,7 @@ def _ingest(
             with_aesthetic=config.stage == "refiner",
         ),
         world_size=num_workers,
-        num_accumulated=accumulated_passes(config, num_workers),
+        num_accumulated=accumulated_passes(config.batch, num_workers, how.micro_batch_size),
         num_ahead=how.batches_ahead,
         retries=how.retries,
         timeout_s=how.timeout_s,
@@ -167,13 +168,16 @@ def _set_aside(
     return kept, Holdout(rows=tuple(rows), every=config.how.validate_every)
 
 
-def _check_batches(ingest: IngestWork) -> None:
-    """Refuses batches of some bucket that the workers cannot share."""
+def _check_batches(config: TrainConfig, ingest: IngestWork, num_workers: Sequence[int]) -> None:
+    """Refuses batches of some bucket that workers of one of these numbers cannot share."""
     sizes = batch_sizes(
         ingest.manifest.buckets, ingest.plan, world_batch_multiple=ingest.batch_multiple
     )
-    for size in sizes:
-        check_shares(size, ingest)
+    for number in num_workers:
+        passes = accumulated_passes(config.batch, number, config.how.micro_batch_size)
+        shared = dataclasses.replace(ingest, world_size=number, num_accumulated=passes)
+        for size in sizes:
+            check_shares(size, shared)
 
 
 def check_epoch(config: TrainConfig, epoch: EpochPlan, ingest: IngestWork) -> None:

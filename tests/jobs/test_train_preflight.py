@@ -39,6 +39,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> MicroModels:
             r"batch: found 12, which 4 workers x how\.micro_batch_size=2 .* a multiple of 8",
         ),
         ({"batch": 5, "how": TrainHow(workers=2)}, "found 5, which 2 workers cannot share"),
+        (
+            {"batch": 12, "how": TrainHow(workers=8, min_workers=3)},
+            r"3 to 8 workers, of which 5, 7, 8 cannot share .* those that can are 3, 4, 6",
+        ),
+        (
+            {"how": TrainHow(workers=2, min_workers=3)},
+            r"how\.min_workers: found 3, but there are 2 workers at most",
+        ),
         ({"how": TrainHow(trackers=("mlflow",))}, r"pip install 'sdxl-ray\[mlflow\]'"),
     ],
 )
@@ -73,6 +81,10 @@ def test_workers_that_do_not_fit_are_refused_before_model_and_samples_are_looked
     [
         (
             {"area_scaled_batches": True, "how": TrainHow(workers=4)},
+            "a global batch of 10 samples cannot be shared by 4 workers",
+        ),
+        (
+            {"area_scaled_batches": True, "how": TrainHow(workers=4, min_workers=4)},
             "a global batch of 10 samples cannot be shared by 4 workers",
         ),
         ({"batch_multiple": 3}, "global_batch_size: found 8, expected a multiple of 3"),

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ from pathlib import Path
 
 ACCESS_KEY = "testkey-AKIAEXAMPLE"
 SECRET_KEY = "testsecret-wJalrXUtnFEMI"
+
+_REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) \S+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def moto_s3() -> Iterator[S3Server]:
     """``moto_server``: starts in half a second, keeps everything in memory, accepts any secret."""
-    port = free_port()
+    (port,) = _quiet_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, port) as pid:
         yield S3Server(endpoint=f"http://127.0.0.1:{port}", port=port, pid=pid)
@@ -86,7 +89,7 @@ def seaweed_s3() -> Iterator[S3Server]:
     }
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
-    port, *other_ports = _ports_with_grpc(4)
+    port, *other_ports = _quiet_ports(4)
     others = dict(zip(("master", "volume", "filer"), other_ports, strict=True))
     command = [
         str(weed), "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1",
@@ -111,7 +114,8 @@ class FlakyProxy:
 
     Modes: ``ok`` forwards; ``refuse`` closes each new connection at once; ``hang`` accepts and
     never answers. ``cut()`` breaks the connections that are open; ``cut_after_bytes`` breaks each
-    connection once so many bytes of answers have passed, ``num_cuts_left`` times.
+    connection once so many bytes of answers have passed, ``num_cuts_left`` times. ``requests`` has
+    method and path of each request that was forwarded.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -119,6 +123,7 @@ class FlakyProxy:
         self.cut_after_bytes: int | None = None
         self.num_cuts_left = 0
         self.num_connections = 0
+        self.requests: list[str] = []
         self._target_port = target_port
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -163,6 +168,8 @@ class FlakyProxy:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 14):
                 num_bytes += len(data)
+                if not is_answer and (found := _REQUEST.match(data)):
+                    self.requests.append(found[0].decode())
                 limit = self.cut_after_bytes
                 if is_answer and limit is not None and num_bytes > limit and self.num_cuts_left:
                     self.num_cuts_left -= 1
@@ -188,7 +195,7 @@ def flaky_proxy(target_port: int) -> Iterator[FlakyProxy]:
         proxy.close()
 
 
-def _ports_with_grpc(num_ports: int) -> list[int]:
+def _quiet_ports(num_ports: int) -> list[int]:
     """Free ports whose number plus 10,000, where SeaweedFS puts its gRPC, is free as well.
 
     All lie below the range from which the system serves ``bind(0)`` and outgoing connections

@@ -1,16 +1,55 @@
-"""Pictures that lie in files of their own: read one by one, gone ones told apart from failures."""
+"""Files of a source: opened as they were planned; pictures in files of their own, read one by one.
 
+A picture that is gone is told apart from a store that fails.
+"""
+
+import contextlib
+import io
 import posixpath
 import re
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from sdxl_core.contract.errors import ConfigError, StoreError
 from sdxl_core.contract.samples import RejectReason
 from sdxl_core.storage.source_members import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Problem, too_large
 from sdxl_core.storage.stores import Store, open_file
+from sdxl_core.storage.text_tables import changed_file
 
 NUM_READ_THREADS = 8
 NOT_READ_SCHEMES = ("http", "https", "ftp")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+@contextlib.contextmanager
+def open_unchanged(
+    url: str,
+    *,
+    num_bytes: int,
+    buffer_bytes: int = 1 << 20,
+    retries: int = 6,
+    timeout_s: float = 30.0,
+) -> Iterator[BinaryIO]:
+    """The file at ``url``, opened for reading. On S3 that is one request before those of reading.
+
+    Args:
+        url: of one file.
+        num_bytes: its size when the run was planned.
+        buffer_bytes: read at a time.
+        retries: how often a passing failure is tried again.
+        timeout_s: longest wait for the store, seconds.
+
+    Raises:
+        StoreError: if it cannot be read.
+        SchemaError: if its size is not ``num_bytes`` any more.
+    """
+    store, name = open_file(url, retries=retries, timeout_s=timeout_s)
+    with store.open_read(name, buffer_bytes=buffer_bytes) as file:
+        found_bytes = file.seek(0, io.SEEK_END)
+        if found_bytes != num_bytes:
+            raise changed_file(url, f"{found_bytes} bytes", f"{num_bytes}")
+        file.seek(0)
+        yield file
 
 
 def read_optional_file(store: Store, path: str, *, is_text: bool = False) -> bytes | Problem:

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from sdxl_core.contract.samples import RawSample, RejectReason
 from sdxl_core.storage.parquet_rows import STREAM_BUFFER_BYTES
 from sdxl_core.storage.source_columns import holds_bytes
-from sdxl_core.storage.source_files import NUM_READ_THREADS, read_uri
+from sdxl_core.storage.source_files import NUM_READ_THREADS, open_unchanged, read_uri
 from sdxl_core.storage.source_members import Problem, captions_of, too_large
 from sdxl_core.storage.source_slices import SourceColumns, SourceSlice
 from sdxl_core.storage.store_errors import local_error
-from sdxl_core.storage.stores import open_file, split_url
+from sdxl_core.storage.stores import split_url
 from sdxl_core.storage.text_lines import Lines, Record, csv_records, decode_field, json_records
 from sdxl_core.storage.text_tables import changed_file
 from sdxl_core.storage.threads import map_in_order
@@ -57,12 +57,10 @@ def read_table(
 
 def read_cells(piece: SourceSlice, *, retries: int, timeout_s: float) -> Iterator[Cells]:
     """The cells of the rows of a slice; no picture files are read. Raises as ``read_table``."""
-    store, name = open_file(piece.url, retries=retries, timeout_s=timeout_s)
-    num_bytes = store.size(name)
-    if num_bytes != piece.num_bytes:
-        raise changed_file(piece.url, f"{num_bytes} bytes", f"{piece.num_bytes}")
     num_rows = 0
-    with store.open_read(name) as file:
+    with open_unchanged(
+        piece.url, num_bytes=piece.num_bytes, retries=retries, timeout_s=timeout_s
+    ) as file:
         is_parquet = piece.format == "parquet"
         for cells in _parquet_cells(file, piece) if is_parquet else _text_cells(file, piece):
             num_rows += 1

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
 from sdxl_core.contract.samples import RawSample, RejectReason
+from sdxl_core.storage.source_files import open_unchanged
 from sdxl_core.storage.source_members import (
     DEFAULT_CAPTION_KEY,
     READ_SUFFIXES,
@@ -29,7 +30,6 @@ from sdxl_core.storage.source_members import (
     too_large,
 )
 from sdxl_core.storage.store_errors import local_error
-from sdxl_core.storage.stores import open_file
 from sdxl_core.storage.tar_members import split_member_name, tar_members, unsafe_member
 from sdxl_core.storage.text_tables import changed_file
 
@@ -89,13 +89,16 @@ def local_archive(
         StoreError: if it cannot be read, or there is no room for the copy.
         SchemaError: if its size is not ``num_bytes``.
     """
-    store, name = open_file(url, retries=retries, timeout_s=timeout_s)
-    found_bytes = store.size(name)
-    if found_bytes != num_bytes:
-        raise changed_file(url, f"{found_bytes} bytes", f"{num_bytes}")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(store.open_read(name, buffer_bytes=_COPY_BYTES))
-        if store.url.startswith("s3://"):
+        opened = open_unchanged(
+            url,
+            num_bytes=num_bytes,
+            buffer_bytes=_COPY_BYTES,
+            retries=retries,
+            timeout_s=timeout_s,
+        )
+        file = stack.enter_context(opened)
+        if url.startswith(("s3://", "s3a://")):
             file = stack.enter_context(contextlib.closing(_copy_of(file, url)))
             if file.seek(0, io.SEEK_END) != num_bytes:
                 raise changed_file(url, f"{file.tell()} bytes", f"{num_bytes}")

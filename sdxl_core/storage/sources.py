@@ -7,14 +7,13 @@ committed, ``count_slice(piece).num_rows`` must be the number of rows that came 
 from collections.abc import Iterator
 
 from sdxl_core.contract.samples import RawSample
+from sdxl_core.storage.source_files import open_unchanged
 from sdxl_core.storage.source_folder import count_packed_rows, read_folder
 from sdxl_core.storage.source_slices import SliceCount, SourceSlice
 from sdxl_core.storage.source_tables import read_table
 from sdxl_core.storage.source_tar import read_tar
-from sdxl_core.storage.stores import open_file
 from sdxl_core.storage.table_count import count_csv_records, count_json_lines, count_row_groups
 from sdxl_core.storage.tar_count import count_tar
-from sdxl_core.storage.text_tables import changed_file
 
 __all__ = ["SliceCount", "SourceSlice", "count_slice", "read_slice"]
 
@@ -63,13 +62,15 @@ def count_slice(piece: SourceSlice, *, retries: int = 6, timeout_s: float = 30.0
     if piece.format == "files":
         num_rows = count_packed_rows(piece.packed_rows)
         return SliceCount(num_members=num_rows, num_rows=num_rows)
-    store, name = open_file(piece.url, retries=retries, timeout_s=timeout_s)
-    num_bytes = store.size(name)
-    if num_bytes != piece.num_bytes:
-        raise changed_file(piece.url, f"{num_bytes} bytes", f"{piece.num_bytes}")
-    with store.open_read(name, buffer_bytes=_COUNT_BUFFER_BYTES) as file:
+    with open_unchanged(
+        piece.url,
+        num_bytes=piece.num_bytes,
+        buffer_bytes=_COUNT_BUFFER_BYTES,
+        retries=retries,
+        timeout_s=timeout_s,
+    ) as file:
         if piece.format == "tar":
-            found = count_tar(file, num_bytes)
+            found = count_tar(file, piece.num_bytes)
             return SliceCount(num_members=found.num_members, num_rows=found.num_rows)
         if piece.format == "parquet":
             num_rows = count_row_groups(

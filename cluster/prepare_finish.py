@@ -39,18 +39,35 @@ def finish_part(
     part = block["part"][0].as_py()
     reporter = Reporter(hub, "finish")
     started = time.perf_counter()
-    made = failures.guard_part(
-        lambda: _finish(work, part, encode),
-        what=f"part {part} of {work.out}",
-        attempt=reporter.begin(part),
-        max_attempts=work.max_attempts,
-    )
+    made = make_part(work, part, encode, attempt=reporter.begin(part))
     if isinstance(made, str):
         return fatal_report(part, made)
     num_rows = made.extra["num_source_rows"]
     seconds = time.perf_counter() - started
     reporter.end(part, ("finish", num_rows, seconds), detail=describe())
     return report(part, {"num_rows": num_rows})
+
+
+def make_part(
+    work: PrepareWork, part: int, encode: EncodeBucket | None = None, *, attempt: int
+) -> PartRecord | str:
+    """Writes and commits one part.
+
+    Args:
+        work: The run; the layout is written.
+        part: Which one.
+        encode: Turns pictures into moments; None keeps pictures.
+        attempt: How often this was begun, this time included.
+
+    Returns:
+        The record, or the message that stops the job.
+    """
+    return failures.guard_part(
+        lambda: _finish(work, part, encode),
+        what=f"part {part} of {work.out}",
+        attempt=attempt,
+        max_attempts=work.max_attempts,
+    )
 
 
 def _finish(work: PrepareWork, part: int, encode: EncodeBucket | None) -> PartRecord:

@@ -43,14 +43,15 @@ def make_layout(
         StoreError: if the staged parts cannot be read.
     """
     staging = staging_store(work.open_output())
-    task: Any = cast(Any, ray.remote)(num_cpus=1, max_retries=3)(_lay_out)
+    task: Any = cast(Any, ray.remote)(num_cpus=1, max_retries=3)(lay_out)
     get(task.remote(staging, seed=seed, group_bytes=group_bytes, exact=exact, near=near))
     layout = read_layout(staging)
     assert layout is not None
     return layout
 
 
-def _lay_out(staging: Store, *, seed: int, group_bytes: int, exact: bool, near: int | None) -> None:
+def lay_out(staging: Store, *, seed: int, group_bytes: int, exact: bool, near: int | None) -> None:
+    """What ``make_layout`` has a task do."""
     index = read_staged_index(staging)
     layout = plan_layout(index, seed=seed, group_bytes=group_bytes)
     rows = read_staged_rows(staging, index)

@@ -30,16 +30,31 @@ def stage_slice(block: pa.Table, work: PrepareWork, hub: Any) -> pa.Table:
     part, num_rows = block["part"][0].as_py(), block["num_rows"][0].as_py()
     reporter = Reporter(hub, "stage")
     started = time.perf_counter()
-    made = failures.guard_part(
-        lambda: _stage(work, part, num_rows),
-        what=slice_name(work.sources.slice(part)),
-        attempt=reporter.begin(part),
-        max_attempts=work.max_attempts,
-    )
+    made = stage_part(work, part, num_rows, attempt=reporter.begin(part))
     if isinstance(made, str):
         return fatal_report(part, made)
     reporter.end(part, ("stage", num_rows, time.perf_counter() - started))
     return report(part, {"num_rows": num_rows, "num_by_reason": made.num_by_reason})
+
+
+def stage_part(work: PrepareWork, part: int, num_rows: int, *, attempt: int) -> PartRecord | str:
+    """Stages and commits one slice.
+
+    Args:
+        work: The run.
+        part: Which slice.
+        num_rows: As many were counted in it.
+        attempt: How often this was begun, this time included.
+
+    Returns:
+        The record, or the message that stops the job.
+    """
+    return failures.guard_part(
+        lambda: _stage(work, part, num_rows),
+        what=slice_name(work.sources.slice(part)),
+        attempt=attempt,
+        max_attempts=work.max_attempts,
+    )
 
 
 def _stage(work: PrepareWork, part: int, num_rows: int) -> PartRecord:

@@ -69,7 +69,7 @@ def run(config: PrepareConfig) -> PrepareSummary:
         layout = _stage(config, store, begun)
         write_run_files(store, to_toml(config), dataset_info(layout.num_groups))
         num_made = _finish(config, store, begun, layout)
-    return _close(config, store, begun.plan, num_made, time.monotonic() - started)
+    return close_run(config, store, begun.plan, num_made, time.monotonic() - started)
 
 
 def plan(config: PrepareConfig) -> Plan:
@@ -167,10 +167,14 @@ def _check_failed_share(config: PrepareConfig, num_rows: int, num_by_reason: Cou
         )
 
 
-def _close(
+def close_run(
     config: PrepareConfig, store: Store, plan: PreparePlan, num_made: int, seconds: float
 ) -> PrepareSummary:
-    """Adds everything up, writes report and summary, and deletes what was staged."""
+    """Adds everything up, writes report and summary, and deletes what was staged.
+
+    Raises:
+        JobError: the parts do not have as many rows as were counted.
+    """
     totals = read_totals(store)
     if totals.num_source_rows != plan.num_rows:
         raise JobError(

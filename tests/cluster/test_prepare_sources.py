@@ -1,0 +1,123 @@
+"""Sources that change or break while prepare is at them: in = samples + rejected, or it says why.
+
+Whole runs, all passes, in this process and without Ray.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdxl_core.contract.errors import ConfigError, JobError
+from sdxl_core.storage.parts import committed_parts
+from sdxl_core.storage.staged_parts import staging_store
+from sdxl_core.storage.stores import open_store
+from tests.cluster.prepare_here import prepare_here
+from tests.flow import prepare_kit as kit
+
+ROWS = kit.good_rows(8)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+
+
+def write_csv(folder: Path) -> str:
+    """A table that points to the pictures of a folder."""
+    kit.write_folder(folder / "pictures", ROWS)
+    lines = [
+        f'pictures/{key}.jpg,"{caption}",{more["aesthetic"]}' for key, _, caption, more in ROWS
+    ]
+    (folder / "a.csv").write_text("\n".join(["file_name,caption,aesthetic", *lines]))
+    return str(folder / "*.csv")
+
+
+def write_parquet(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "a.parquet").write_bytes(kit.parquet_of(ROWS[:4]))
+    (folder / "b.parquet").write_bytes(kit.parquet_of(ROWS[4:]))
+    return str(folder)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "txt", "json"])
+def test_file_of_a_folder_that_disappears_after_counting_is_a_rejected_row(
+    suffix: str, tmp_path: Path
+) -> None:
+    source = kit.write_folder(tmp_path / "in", ROWS)
+    config = kit.settings(source, tmp_path / "out", rows_per_slice=3)
+    gone = Path(source) / f"good005.{suffix}"
+
+    made = prepare_here(config, once_counted=gone.unlink)
+
+    assert (made.num_rows, made.num_samples, made.exit_code) == (len(ROWS), len(ROWS) - 1, 3)
+    kit.assert_sound(config.out, len(ROWS))
+    (row,) = kit.read_rejected(config.out)
+    assert (row["id"], row["reason"]) == ("good005", "file_missing")
+    assert str(gone) in row["detail"]
+
+
+def test_picture_that_a_table_points_to_and_that_disappears_is_a_rejected_row(
+    tmp_path: Path,
+) -> None:
+    config = kit.settings(write_csv(tmp_path / "in"), tmp_path / "out")
+    gone = tmp_path / "in/pictures/good002.jpg"
+
+    kit.assert_sound(config.out, prepare_here(config, once_counted=gone.unlink).num_rows)
+
+    (row,) = kit.read_rejected(config.out)
+    assert row["reason"] == "file_missing"
+    assert str(gone) in row["detail"]
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda folder: kit.write_tars(folder, ROWS, num_tars=3), "00001.tar"),
+        (write_parquet, "b.parquet"),
+        (write_csv, "a.csv"),
+    ],
+)
+def test_archive_or_table_that_disappears_stops_the_job_until_it_is_back(
+    write: Callable[[Path], str], name: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in")
+    file, away = tmp_path / "in" / name, tmp_path / name
+    config = kit.settings(source, tmp_path / "out")
+    undisturbed = kit.settings(source, tmp_path / "undisturbed")
+    prepare_here(undisturbed)
+
+    with pytest.raises(JobError, match="No such file or directory") as stopped:
+        prepare_here(config, once_counted=lambda: file.rename(away))
+    assert re.match(rf"slice \d \({file}.*\): cannot read {file}", str(stopped.value))
+    staged = committed_parts(staging_store(open_store(config.out)))
+    with pytest.raises(ConfigError, match=r"begun with other inputs|found none"):
+        prepare_here(config)  # it is still gone
+    away.rename(file)
+    kit.assert_sound(config.out, prepare_here(config).num_rows)
+
+    assert len(staged) < 3
+    assert kit.file_hashes(config.out) == kit.file_hashes(undisturbed.out)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda data: data + b" ", "was changed after it was counted: found"),
+        # The same size, so that only the number of rows tells: its first header is damaged.
+        (lambda data: data.replace(b"good000.jpg", b"good003.jpg"), "1 rows came out, but 5 were"),
+    ],
+)
+def test_archive_that_changes_after_counting_stops_the_job_with_its_name(
+    change: Callable[[bytes], bytes], found: str, tmp_path: Path
+) -> None:
+    source = kit.write_tars(tmp_path / "in", ROWS[:5], num_tars=1)
+    file = tmp_path / "in/00000.tar"
+    config = kit.settings(source, tmp_path / "out")
+
+    with pytest.raises(JobError, match=found) as stopped:
+        prepare_here(config, once_counted=lambda: file.write_bytes(change(file.read_bytes())))
+
+    assert str(stopped.value).startswith(f"slice 0 ({file})")
+    assert not committed_parts(open_store(config.out))

@@ -6,6 +6,7 @@ named ``.tmp-…``: listings skip it, ``remove_leftovers`` deletes it.
 """
 
 import dataclasses
+import errno
 import os
 import secrets
 import shutil
@@ -182,19 +183,35 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: str, prefix: str) -> Iterator[StoredFile]:
-    """Files below ``folder`` in the order of their whole paths, as S3 lists them."""
+def _walk(folder: str, prefix: str, above: tuple[str, ...] = ()) -> Iterator[StoredFile]:
+    """Files below ``folder`` in the order of their whole paths, as S3 lists them.
+
+    Links are followed, but not back to a folder on the way, which ``above`` has as real paths. What
+    is no file (a pipe, a device, a link to nothing) is left out.
+    """
+    above = (*above, os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
             # A folder sorts as "name/": "a.b" comes before "a/b", as in sorted whole paths.
-            found = sorted((f"{e.name}/" if e.is_dir() else e.name, e) for e in entries)
+            found = sorted((f"{e.name}/" if _is(e.is_dir) else e.name, e) for e in entries)
     except FileNotFoundError:
         return
     for name, entry in found:
         if name.endswith("/"):
-            yield from _walk(entry.path, prefix + name)
-        elif not name.startswith(TEMPORARY_PREFIX):
+            if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+                yield from _walk(entry.path, prefix + name, above)
+        elif not name.startswith(TEMPORARY_PREFIX) and _is(entry.is_file):
             try:
                 yield StoredFile(prefix + name, entry.stat().st_size)
-            except FileNotFoundError:  # deleted while the listing ran, or a dangling link
+            except FileNotFoundError:  # deleted while the listing ran
                 continue
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """``DirEntry.is_dir`` or ``is_file``; a link to itself is neither."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False

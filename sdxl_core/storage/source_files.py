@@ -65,11 +65,18 @@ def read_optional_file(store: Store, path: str, *, is_text: bool = False) -> byt
     """
     limit = MAX_TEXT_BYTES if is_text else MAX_IMAGE_BYTES
     try:
+        url = store.join(path)
+    except StoreError as error:  # a key that S3 allows, such as a//b.jpg
+        return RejectReason.UNSAFE_MEMBER, str(error)
+    is_local = not store.url.startswith("s3://")
+    if is_local and not store.exists(path):  # nor is it a pipe, which would be waited for
+        return RejectReason.FILE_MISSING, f"cannot read {url}: no such file"
+    try:
         data = store.read_range(path, 0, limit + 1)
     except StoreError as error:
         if error.retryable:
             raise
-        if store.url.startswith("s3://") and store.exists(path):
+        if not is_local and store.exists(path):
             raise
         return RejectReason.FILE_MISSING, str(error)
     return too_large("txt" if is_text else "jpg", len(data)) or data

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from sdxl_core.contract.samples import RawSample, RejectReason
+from sdxl_core.contract.samples import RawSample
 from sdxl_core.storage.source_files import NUM_READ_THREADS, read_optional_file
 from sdxl_core.storage.source_members import (
     CAPTION_SUFFIXES,
@@ -122,9 +122,8 @@ def _sample(store: Store, caption_key: str, numbered: tuple[int, FolderRow]) -> 
         parts=parts,
         caption_key=caption_key,
     )
-    if problem and problem[0] == RejectReason.FILE_MISSING:
-        return dataclasses.replace(sample, image=None, problem=problem)
-    return dataclasses.replace(sample, problem=sample.problem or problem)
+    # That a file could not be had says more than what its row lacks without it.
+    return dataclasses.replace(sample, image=None, problem=problem) if problem else sample
 
 
 def _cluster_rows(files: list[StoredFile]) -> Iterator[FolderRow]:

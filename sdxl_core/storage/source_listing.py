@@ -15,10 +15,12 @@ from sdxl_core.storage.source_members import IMAGE_SUFFIXES
 from sdxl_core.storage.source_slices import SourceKind
 from sdxl_core.storage.store_paths import local_path_of
 from sdxl_core.storage.stores import Store, StoredFile, open_file, open_store
+from sdxl_core.storage.threads import map_in_order
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLE_SUFFIXES = ("parquet", "pq", "csv", "jsonl", "ndjson")
 _NUM_LOOKED_AT = 10_000
+_NUM_LOOK_THREADS = 16
 _MAGIC = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WEIGHT = re.compile(r"(.+)@(\d+(?:\.\d*)?|\.\d+)")
@@ -39,7 +41,8 @@ class Listing:
     def files(self) -> Iterator[StoredFile]:
         """The files as they are now, in the order of their paths; hidden ones are left out."""
         if self.paths:
-            yield from (StoredFile(path, self.store.size(path)) for path in self.paths)
+            sizes = map_in_order(self.store.size, self.paths, num_threads=_NUM_LOOK_THREADS)
+            yield from map(StoredFile, self.paths, sizes)
             return
         matches = re.compile(self.pattern).match if self.pattern else None
         for file in self.store.iter_files():
@@ -98,8 +101,9 @@ def detect_kind(listing: Listing) -> SourceKind:
         ConfigError: if there is nothing usable, or archives and loose pictures side by side.
     """
     found: Counter[str] = Counter()
-    for file in itertools.islice(listing.files(), _NUM_LOOKED_AT):
-        base = posixpath.basename(file.path).lower()
+    paths = listing.paths or (file.path for file in listing.files())
+    for path in itertools.islice(paths, _NUM_LOOKED_AT):
+        base = posixpath.basename(path).lower()
         suffix = base.rpartition(".")[2]
         if base in METADATA_NAMES and not listing.paths:
             found["folder"] += 1

@@ -76,6 +76,7 @@ def _parquet_cells(file: BinaryIO, piece: SourceSlice) -> Iterator[Cells]:
     except (pa.ArrowException, OSError) as error:
         raise changed_file(piece.url, f"no parquet file ({error})", "one") from error
     columns = _read_columns(parquet.schema_arrow, piece.columns)
+    needed = _needed(piece.columns)
     for group in range(piece.first_row_group, piece.first_row_group + piece.num_row_groups):
         metadata = parquet.metadata.row_group(group)
         row_bytes = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
@@ -85,7 +86,7 @@ def _parquet_cells(file: BinaryIO, piece: SourceSlice) -> Iterator[Cells]:
             for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=columns):
                 for row in range(batch.num_rows):
                     num_read += 1
-                    yield _batch_cells(batch, row)
+                    yield _batch_cells(batch, row, needed)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise local_error(error, action="read", url=piece.url) from error
@@ -100,14 +101,23 @@ def _read_columns(schema: pa.Schema, columns: SourceColumns | None) -> list[str]
     return [f.name for f in schema if f.name == columns.image or not holds_bytes(f.type)]
 
 
-def _batch_cells(batch: pa.RecordBatch, row: int) -> Cells:
+def _needed(columns: SourceColumns | None) -> set[str | None]:
+    """Columns without which a row is nothing; all others are metadata."""
+    assert columns is not None
+    return {columns.image, columns.uri, columns.caption, columns.key}
+
+
+def _batch_cells(batch: pa.RecordBatch, row: int, needed: set[str | None]) -> Cells:
     values: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             values[name] = column[row].as_py()
         except (ValueError, OverflowError, pa.ArrowException) as error:
-            return Cells(values, problem=f"column {name!r} cannot be read: {error}")
-    return Cells(values)
+            if name in needed:
+                return Cells(values, problem=f"column {name!r} cannot be read: {error}")
+            notes = ("metadata_unreadable",)  # text that is not UTF-8, an unknown time zone
+    return Cells(values, notes)
 
 
 def _text_cells(file: BinaryIO, piece: SourceSlice) -> Iterator[Cells]:

@@ -80,6 +80,25 @@ def test_remove_leftovers_takes_old_temporary_files_only(tmp_path: Path) -> None
     assert [f.path for f in store.list()] == ["images/keep.png"]
 
 
+def test_listing_follows_links_but_in_no_circle_and_leaves_out_what_is_no_file(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "root"
+    for name in ("a", "x/b", "y/c", "../elsewhere/d"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    links = {"up": root, "x/to_y": root / "y", "y/to_x": root / "x", "out": tmp_path / "elsewhere",
+             "self": root / "self", "nothing": root / "gone", "file": root / "a"}  # fmt: skip
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "pipe")
+
+    assert [file.path for file in LocalStore.at(str(root)).iter_files()] == [
+        "a", "file", "out/d", "x/b", "x/to_y/c", "y/c", "y/to_x/b",
+    ]  # fmt: skip
+
+
 def test_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     store = LocalStore.at(str(tmp_path), retries=0)
     store.write_bytes("x", b"old")

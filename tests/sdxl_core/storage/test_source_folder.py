@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sdxl_core.contract.samples import RawSample
 from sdxl_core.storage.source_folder import folder_rows
+from sdxl_core.storage.source_members import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from sdxl_core.storage.source_plan import SourcePlan, plan_sources
 from sdxl_core.storage.sources import count_slice, read_slice
 from sdxl_core.storage.stores import StoredFile, open_store
@@ -161,6 +162,50 @@ def test_names_of_a_large_folder_take_few_bytes(tmp_path: Path) -> None:
     plan = plan_sources([str(tmp_path)])
 
     assert sum(len(plan.slice(n).packed_rows) for n in range(plan.num_slices)) < 10 * 1000
+
+
+def test_picture_or_caption_that_is_too_large_is_rejected_for_that(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.jpg": b"A", "a.txt": b"t", "b.jpg": b"B", "b.txt": b"t"})
+    os.truncate(tmp_path / "a.jpg", MAX_IMAGE_BYTES + 1)  # a file of holes
+    os.truncate(tmp_path / "b.txt", MAX_TEXT_BYTES + 1)
+
+    details = [row.problem[1] for row in rows_of(plan_sources([str(tmp_path)])) if row.problem]
+
+    assert details == [
+        "its .jpg file has 256 MiB, expected at most 256",
+        "its .txt file has 16 MiB, expected at most 16",
+    ]
+
+
+@pytest.mark.timeout(60)
+def test_pipe_is_no_picture_and_is_not_waited_for(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.jpg": b"A", "a.txt": b"t"})
+    os.mkfifo(tmp_path / "b.jpg")
+    fill(tmp_path / "more", {"metadata.csv": b"file_name,text\np.jpg,x\n/dev/zero,y\n"})
+    os.mkfifo(tmp_path / "more" / "p.jpg")
+
+    plan = plan_sources([str(tmp_path)])
+
+    assert reasons(rows_of(plan)) == {"ok": 1, "file_missing": 1, "unsafe_member": 1}
+
+
+@pytest.mark.s3
+def test_key_on_s3_that_is_no_plain_path_is_a_rejected_row(moto_url: str) -> None:
+    import s3fs
+
+    store = open_store(moto_url)
+    store.write_bytes("a.jpg", b"A")
+    store.write_bytes("a.txt", b"t")
+    bucket, _, prefix = moto_url.removeprefix("s3://").partition("/")
+    key = f"{prefix}/b//c.jpg"
+    s3fs.S3FileSystem().call_s3("put_object", Bucket=bucket, Key=key, Body=b"B")
+
+    rows = rows_of(plan_sources([moto_url]))
+
+    assert [row.key for row in rows] == ["a", "b//c"]
+    assert reasons(rows) == {"ok": 1, "unsafe_member": 1}
+    assert rows[1].problem is not None
+    assert "'b//c.jpg' is not a path below" in rows[1].problem[1]
 
 
 @pytest.mark.s3

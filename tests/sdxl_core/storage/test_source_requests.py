@@ -76,3 +76,18 @@ def test_picture_and_caption_of_a_folder_are_one_request_each(
     assert proxy.requests == []  # the listing gave the names
     assert [row.problem for row in read_slice(piece)] == [None]
     assert sorted(text.split()[0] for text in proxy.requests) == ["GET", "GET"]
+
+
+def test_archives_of_a_range_are_looked_at_once_each_when_they_are_planned(
+    moto_url: str, proxy: FlakyProxy
+) -> None:
+    for number in range(5):
+        open_store(moto_url).write_bytes(f"{number:03d}.tar", SOURCES["a.tar"])
+    proxy.requests.clear()
+
+    plan = plan_sources([f"{moto_url}/{{000..004}}.tar"])
+
+    looked_at = sorted(text[-7:] for text in proxy.requests if text.startswith("HEAD"))
+    assert looked_at[-5:] == [f"{number:03d}.tar" for number in range(5)]
+    assert len(looked_at) == 6  # and one for a file that might be called like the range
+    assert [plan.slice(number).num_bytes for number in range(5)] == [len(SOURCES["a.tar"])] * 5

@@ -162,6 +162,26 @@ def test_text_that_is_not_utf8_in_parquet_costs_one_row(tmp_path: Path) -> None:
     assert reasons(rows_of(plan_sources([url]))) == {"ok": 2, "unreadable_row": 1}
 
 
+def test_cell_that_cannot_be_read_and_is_only_metadata_is_left_out_with_a_note(
+    tmp_path: Path,
+) -> None:
+    bad = pa.array([b"ok", b"\xff\xfe"], pa.binary())
+    columns = {
+        "image": [b"A", b"B"],
+        "caption": ["c", "d"],
+        "alt": pa.Array.from_buffers(pa.string(), 2, bad.buffers()),
+        "when": pa.array([None, 1], pa.timestamp("us", "No/Where")),
+        "aesthetic": [5.0, 6.0],
+    }
+
+    rows = rows_of(plan_sources([parquet(tmp_path / "t.parquet", columns)]))
+
+    assert reasons(rows) == {"ok": 2}
+    assert [row.notes for row in rows] == [(), ("metadata_unreadable",)]
+    assert rows[0].metadata == {"alt": "ok", "when": None, "aesthetic": 5.0}
+    assert rows[1].metadata == {"aesthetic": 6.0}
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "expected"),
     [

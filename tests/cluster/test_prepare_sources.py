@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from sdxl_core.contract.errors import ConfigError, JobError
+from sdxl_core.storage.local_store import LocalStore
 from sdxl_core.storage.parts import committed_parts
 from sdxl_core.storage.staged_parts import staging_store
 from sdxl_core.storage.stores import open_store
 from tests.cluster.prepare_here import prepare_here
 from tests.flow import prepare_kit as kit
+from tests.servers import flaky_proxy, moto_s3
 
 ROWS = kit.good_rows(8)
 
@@ -121,3 +123,74 @@ def test_archive_that_changes_after_counting_stops_the_job_with_its_name(
 
     assert str(stopped.value).startswith(f"slice 0 ({file})")
     assert not committed_parts(open_store(config.out))
+
+
+@pytest.mark.s3
+def test_s3_that_breaks_off_in_the_middle_of_archives_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*ROWS, *(row for _, row in kit.bad_rows().values())]
+    tars = kit.write_tars(tmp_path / "in", rows, num_tars=2)
+    undisturbed = kit.settings(f"{tars}/*.tar", tmp_path / "out")
+    made = prepare_here(undisturbed)
+    with moto_s3() as server, flaky_proxy(server.port) as proxy:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        kit.upload(open_store(server.make_bucket("data")), tmp_path / "in", "in")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.cut_after_bytes, proxy.num_cuts_left = 30_000, 5
+        config = kit.settings("s3://data/in/*.tar", "s3://data/out", how={"retries": 6})
+
+        assert prepare_here(config).num_by_reason == made.num_by_reason
+
+        assert proxy.num_cuts_left == 0
+        proxy.cut_after_bytes = None
+        kit.assert_sound(config.out, len(rows))
+        assert kit.content(config.out) == kit.content(undisturbed.out)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize(
+    ("output_format", "stride"),
+    [("parquet", 3), pytest.param("webdataset", 1, marks=[pytest.mark.slow])],
+)
+@pytest.mark.timeout(400)
+def test_run_that_is_killed_before_any_of_its_writes_or_deletions_is_resumed_byte_for_byte(
+    output_format: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = kit.write_folder(tmp_path / "in", [*ROWS[:4], *kit.all_rows(0)[-3:]])
+    more = {"rows_per_slice": 4, "group_bytes": 40_000, "format": output_format}
+    num_left = [1 << 30]
+
+    def killed_in_time(method: str) -> None:
+        real = getattr(LocalStore, method)
+
+        def act(self: LocalStore, path: str, *data: bytes) -> None:
+            if num_left[0] == 0:
+                raise Killed
+            num_left[0] -= 1
+            real(self, path, *data)
+
+        monkeypatch.setattr(LocalStore, method, act)
+
+    killed_in_time("write_bytes")
+    killed_in_time("delete")
+    undisturbed = kit.settings(source, tmp_path / "undisturbed", **more)
+    made = prepare_here(undisturbed)
+    num_steps = (1 << 30) - num_left[0]
+    expected = kit.file_hashes(undisturbed.out)
+
+    for step in range(0, num_steps, stride):
+        config = kit.settings(source, tmp_path / f"out{step}", **more)
+        num_left[0] = step
+        with pytest.raises(Killed):
+            prepare_here(config)
+        num_left[0] = 1 << 30
+        prepare_here(config)
+        kit.assert_sound(config.out, made.num_rows)
+        assert kit.file_hashes(config.out) == expected
+    assert num_steps > 20
+    assert len(committed_parts(open_store(undisturbed.out))) > 1

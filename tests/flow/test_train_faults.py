@@ -1,0 +1,263 @@
+"""What breaks while a training runs: workers, the command, a machine. Nothing is simulated.
+
+Each test ends with the state of an undisturbed run, which is made without Ray and without Ray's
+way of delivering samples: the same parts of the product in a plain group of processes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.resources import ClusterSize
+from jobs.train_config import TrainConfig, TrainHow
+from jobs.train_start import start
+from sdxl_core.contract.config import to_toml
+from sdxl_core.storage.stores import open_store
+from sdxl_core.training.checkpoint_store import CheckpointRecord, committed_steps, read_record
+from tests.cluster.train_group import run_group
+from tests.cluster.train_here import train_here
+from tests.cluster.train_samples import write_samples
+from tests.flow import kit
+from tests.micro_models import MicroModels
+from tests.servers import seaweed_s3
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def settings(samples: str, out: str | Path, model: str, **more: Any) -> TrainConfig:
+    how = {"workers": 2, "checkpoint_every": 2, "report_every": 1, "retries": 3}
+    how |= {"max_failures": 20, "tensorboard": False, "device": "cpu"} | more.pop("how", {})
+    values: dict[str, Any] = {"batch": 4, "learning_rate": 1e-3, "ema_decay": 0.5}
+    values |= {"any_latents": True, "dtype": "float32", "export": "none"} | more
+    return TrainConfig(samples=samples, out=str(out), model=model, how=TrainHow(**how), **values)
+
+
+def command(config: TrainConfig, recipe: Path) -> list[str]:
+    """The command with these settings, for another process."""
+    recipe.write_text(to_toml(config))
+    where = [config.samples, config.out, "--recipe", str(recipe)]
+    return [sys.executable, "-m", "jobs", "train", *where]
+
+
+def train_straight(folder: Path, config: TrainConfig) -> None:
+    work = start(config, ClusterSize(num_cpus=4.0, num_gpus=0.0, memory_bytes=1e9)).work
+    train_here(dataclasses.replace(work, out=str(folder)))
+
+
+def undisturbed(config: TrainConfig, folder: Path) -> Path:
+    """The output of a run of the same settings that nothing happened to."""
+    folder.mkdir()
+    world_size = config.how.workers
+    run_group(train_straight, world_size=world_size, folder=folder, arguments=(config,))
+    return folder
+
+
+def newest(out: str | Path) -> CheckpointRecord:
+    store = open_store(out)
+    return read_record(store, committed_steps(store)[-1])
+
+
+def newest_step(out: str | Path) -> int:
+    return max(committed_steps(open_store(out)), default=0)
+
+
+def state_hashes(out: str | Path) -> list[str]:
+    """Of the files of the newest checkpoint: all weights, moments and running means."""
+    return [entry.sha256 for entry in newest(out).files]
+
+
+def reports(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    titles = kit.descendants(process.pid)
+    pids = sorted(pid for pid, title in titles.items() if "RayTrainWorker" in title)
+    os.kill(rng.choice(pids), signal.SIGKILL)
+
+
+def kill_the_command(process: subprocess.Popen[bytes]) -> None:
+    """The command alone: that its workers end after it is the product's business."""
+    others = kit.descendants(process.pid)
+    workers = [pid for pid, title in others.items() if "RayTrainWorker" in title]
+    assert workers
+    process.kill()
+    process.wait(timeout=30)
+    try:
+        kit.wait_until(lambda: not any(map(is_running, workers)), "its workers are gone")
+    finally:
+        for pid in others:  # Ray's own agents live on for a minute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Is there a process that has not ended, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for_step(process: subprocess.Popen[bytes], out: str | Path, step: int, log: Path) -> None:
+    """Waits until a checkpoint of a step after ``step`` is committed."""
+
+    def is_there() -> bool:
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+        return newest_step(out) > step
+
+    kit.wait_until(is_there, f"a step after {step}", timeout_s=400)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_samples(tmp_path_factory.mktemp("s") / "s", model_digest="x")
+
+
+NUM_KILLS = 10
+
+
+def kill_again_and_again(arguments: list[str], out: Path, log: Path, rng: random.Random) -> None:
+    """Starts the command until it was killed ten times, itself or a worker; the last time itself.
+
+    Each time it has come at least one checkpoint further than the time before.
+    """
+    kinds = ["command"] * 2 + ["worker"] * (NUM_KILLS - 3)
+    rng.shuffle(kinds)
+    kinds, step = ["command", *kinds], 0
+    while kinds:
+        with kit.running(arguments, log) as process:
+            is_alive = True
+            while is_alive:
+                wait_for_step(process, out, step, log)
+                time.sleep(rng.uniform(0, 0.5))
+                step, is_alive = newest_step(out), kinds.pop() == "worker"
+                if is_alive:
+                    kill_a_worker(process, rng)
+                else:
+                    kill_the_command(process)
+
+
+def test_fault_ten_kills_of_workers_and_command_leave_the_undisturbed_bits(
+    samples: str, models: MicroModels, tmp_path: Path
+) -> None:
+    out, log, recipe = tmp_path / "out", tmp_path / "log", tmp_path / "recipe.toml"
+    # One worker: two cost twice the time to start, and are killed in the tests below.
+    endless = settings(samples, out, models.base, steps=1_000_000, how={"workers": 1})
+    kill_again_and_again(command(endless, recipe), out, log, random.Random(4))
+    config = dataclasses.replace(endless, steps=newest_step(out) + 2)
+    code = kit.run_command(command(config, recipe), log, timeout_s=400)
+    assert code == 0, log.read_text(errors="replace")[-3000:]
+    straight = undisturbed(config, tmp_path / "straight")
+    assert newest(out).step == config.steps > NUM_KILLS
+    assert state_hashes(out) == state_hashes(straight)
+    ours, theirs = reports(out), reports(straight)
+    assert [line["step"] for line in ours] == list(range(1, config.steps + 1))
+    assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+
+
+NODES = """
+import sys, threading
+import ray
+from ray.cluster_utils import Cluster
+from jobs.__main__ import main
+from tests.flow import kit
+from tests.flow.test_train_faults import newest_step
+
+out, small = sys.argv[1], {"object_store_memory": 80 << 20}
+head = {"num_cpus": 0, "include_dashboard": False, **small}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False)
+
+def lose_a_node():
+    kit.wait_until(lambda: newest_step(out), "a checkpoint", timeout_s=400)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    print("a node is gone", flush=True)
+
+thread = threading.Thread(target=lose_a_node)
+thread.start()
+code = main(sys.argv[2:])
+thread.join()
+ray.shutdown()
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+@pytest.mark.multinode
+def test_fault_lost_node_leaves_a_smaller_group_that_sees_the_rest_of_the_same_data(
+    samples: str, models: MicroModels, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    how = {"min_workers": 1, "keep_checkpoints": 100}
+    config = settings(samples, out, models.base, steps=30, how=how)
+    first, *_, recipe = command(config, tmp_path / "recipe.toml")
+    job = ["train", samples, str(out), "--recipe", recipe]
+    # Ray Train waits so long for a machine that it does not know to be gone yet.
+    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    code = kit.run_command([first, "-c", NODES, str(out), *job], log, env, timeout_s=800)
+    assert code == 0, log.read_text(errors="replace")[-3000:]
+    assert "a node is gone" in log.read_text(errors="replace")
+    store = open_store(out)
+    sizes = [read_record(store, step).world_size for step in committed_steps(store)]
+    assert (sizes[0], sizes[-1]) == (2, 1)
+    assert sizes == sorted(sizes, reverse=True)
+    assert newest(out).num_samples == config.steps * config.batch
+    ours, theirs = reports(out), reports(undisturbed(config, tmp_path / "straight"))
+    assert [line["step"] for line in ours] == list(range(1, config.steps + 1))
+    # The loss of other samples, noise or levels would be another one; that of other workers is
+    # rounded otherwise.
+    for mine, other in zip(ours, theirs, strict=True):
+        assert {n for n in mine if n.startswith("loss_by")} == {
+            n for n in other if n.startswith("loss_by")
+        }
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3), mine["step"]
+
+
+@contextlib.contextmanager
+def samples_on_s3(samples: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server with the samples below ``samples``."""
+    with seaweed_s3() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        url = server.make_bucket("training")
+        store = open_store(url)
+        for file in sorted(Path(samples).rglob("*")):
+            if file.is_file():
+                store.upload(file, f"samples/{file.relative_to(samples)}")
+        yield url
+
+
+@pytest.mark.s3
+def test_fault_job_with_samples_and_output_on_s3_is_killed_and_goes_on_bit_for_bit(
+    samples: str, models: MicroModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with samples_on_s3(samples, monkeypatch) as url:
+        out, log = f"{url}/out", tmp_path / "log"
+        config = settings(f"{url}/samples", out, models.base, steps=24, export="ema")
+        arguments = command(config, tmp_path / "recipe.toml")
+        with kit.running(arguments, log, os.environ) as process:
+            wait_for_step(process, out, 0, log)
+            kill_the_command(process)
+        assert 0 < newest_step(out) < config.steps
+        code = kit.run_command(arguments, log, os.environ, timeout_s=600)
+        text = log.read_text(errors="replace")
+        assert code == 0, text[-3000:]
+        summary = json.loads(text.splitlines()[-1])
+        assert 0 < summary["num_steps_now"] < summary["step"] == config.steps
+        assert open_store(out).exists("model/model_index.json")
+        on_disk = dataclasses.replace(config, samples=samples, out=str(tmp_path / "other"))
+        straight = undisturbed(on_disk, tmp_path / "straight")
+        assert state_hashes(out) == state_hashes(straight)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -10,6 +11,9 @@ import tyro
 from sdxl_core.contract.config import NOT_WHAT, Location, config
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.data.buckets import parse_area
+
+# As in storage.staging_layout, whose import would keep the command line waiting.
+MAX_GROUP_BYTES = 3 << 29
 
 _Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 _Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -140,8 +144,15 @@ class PrepareConfig:
         _check("flip", self.flip, 0 <= self.flip <= 1, "0 to 1")
         _check("max_upscale", self.max_upscale, self.max_upscale > 0, "more than 0")
         _check("max_aspect", self.max_aspect, self.max_aspect >= 1, "1 or more")
+        fits = self.group_bytes <= MAX_GROUP_BYTES
+        _check("group_bytes", self.group_bytes, fits, f"at most {MAX_GROUP_BYTES}")
         distance = self.near_duplicates
         _check("near_duplicates", distance, distance is None or 0 <= distance <= 8, "0 to 8")
+        if distance is not None and self.keep_exact_duplicates:
+            raise ConfigError(
+                "near_duplicates: equal files look alike as well; leave out --near-duplicates, or "
+                "--keep-exact-duplicates"
+            )
         share = self.how.max_failed_share
         _check("how.max_failed_share", share, 0 <= share <= 1, "0 to 1")
         if self.step and not (self.area or self.multi_scale):
@@ -179,7 +190,7 @@ def parse_limits(name: str, texts: Iterable[str]) -> dict[str, float]:
             limits[key] = float(value)
         except ValueError:
             separator = ""
-        if not key or not separator:
+        if not key or not separator or not math.isfinite(limits[key]):
             raise ConfigError(f"{name}: found {text!r}, expected KEY=NUMBER, such as aesthetic=5")
     return limits
 

@@ -25,6 +25,7 @@ __all__ = [
     "RejectReason",
     "Rejection",
     "Sample",
+    "encodable",
     "reject",
     "rejected_schema",
     "rejected_table",
@@ -243,12 +244,12 @@ def _table(rows: Iterable[Any], schema: pa.Schema, source_slice: int) -> pa.Tabl
 def _column(values: Sequence[Any], field: pa.Field) -> pa.Array | pa.ChunkedArray:
     if pa.types.is_string(field.type):
         cut = MAX_DETAIL_CHARACTERS if field.name == "detail" else None
-        values = [_encodable(value[:cut]) for value in values]
+        values = [encodable(value[:cut]) for value in values]
     elif pa.types.is_list(field.type):
-        values = [[_encodable(text) for text in texts] for texts in values]
+        values = [[encodable(text) for text in texts] for texts in values]
     return pa.array(values, field.type)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """``text`` as it is, but lone surrogates, which UTF-8 does not know, spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
-from sdxl_core.contract.samples import RawSample, Rejection, samples_schema
+from sdxl_core.contract.samples import RawSample, Rejection, encodable, samples_schema
 from sdxl_core.data.sample_maker import PictureOptions, PlannedRow, plan_samples
 from sdxl_core.data.scorers import aesthetic_score
 from sdxl_core.storage.sample_totals import (
@@ -61,7 +61,8 @@ def survey_rows(
         else:
             score = aesthetic_score(raw.metadata, options.aesthetic_keys)
             size, bucket = row.plan.header.size, row.plan.bucket
-            fields = (row.captions, *size, *bucket, False, score, row.plan.upscale, raw.notes)
+            captions = [encodable(caption) for caption in row.captions]
+            fields = (captions, *size, *bucket, False, score, row.plan.upscale, raw.notes)
             planned += [fields] * options.num_crops
         if len(planned) + len(reasons) >= _ROWS_AT_ONCE:
             totals = flushed(totals)

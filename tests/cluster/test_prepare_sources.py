@@ -3,12 +3,15 @@
 Whole runs, all passes, in this process and without Ray.
 """
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.prepare_count import judge_headers
+from jobs.prepare_options import find_sources, work_of
 from sdxl_core.contract.errors import ConfigError, JobError
 from sdxl_core.storage.local_store import LocalStore
 from sdxl_core.storage.parts import committed_parts
@@ -123,6 +126,24 @@ def test_archive_that_changes_after_counting_stops_the_job_with_its_name(
 
     assert str(stopped.value).startswith(f"slice 0 ({file})")
     assert not committed_parts(open_store(config.out))
+
+
+def test_caption_with_half_a_surrogate_pair_is_spelled_out_and_no_survey_minds_it(
+    tmp_path: Path,
+) -> None:
+    key, image, _, more = ROWS[0]
+    odd = {**more, "caption": ["a \ud83d", "b"], "alt": "\udc00"}
+    source = kit.write_folder(tmp_path / "in", [(key, image, None, odd), *ROWS[1:3]])
+    config = kit.settings(source, tmp_path / "out")
+    work = work_of(config, find_sources(config))
+
+    (totals,) = judge_headers(work, [0], None)
+    made = prepare_here(config)
+
+    assert (totals.num_samples, made.num_samples, made.num_rows) == (3, 3, 3)
+    row = next(row for row in kit.read_samples(config.out) if row["id"] == key)
+    assert row["captions"] == ["a \\ud83d", "b"]
+    assert json.loads(row["metadata"])["alt"] == "\udc00"
 
 
 @pytest.mark.s3

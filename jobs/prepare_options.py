@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.prepare_work import PrepareWork
 from jobs.prepare_config import PrepareConfig, parse_limits
+from sdxl_core.contract.errors import ConfigError
 from sdxl_core.data.buckets import (
     SDXL_BUCKETS,
     TINY_BUCKETS,
@@ -15,6 +16,7 @@ from sdxl_core.data.buckets import (
 from sdxl_core.data.filters import SampleFilters
 from sdxl_core.data.sample_maker import PictureOptions
 from sdxl_core.storage.source_plan import SourcePlan, plan_sources
+from sdxl_core.storage.stores import open_store
 
 _STEPS_PX = {"sdxl": 64, "tiny": 8}
 
@@ -23,10 +25,10 @@ def find_sources(config: PrepareConfig) -> SourcePlan:
     """All slices of all sources.
 
     Raises:
-        ConfigError: if there is nothing usable.
+        ConfigError: if there is nothing usable, or a source and the output lie one in the other.
         SchemaError: if a table has no such columns.
     """
-    return plan_sources(
+    sources = plan_sources(
         config.urls,
         kind=config.kind,
         image_column=config.image_column,
@@ -37,6 +39,19 @@ def find_sources(config: PrepareConfig) -> SourcePlan:
         retries=config.how.retries,
         timeout_s=config.how.timeout_s,
     )
+    _refuse_nested(config.out, sources)
+    return sources
+
+
+def _refuse_nested(out: str, sources: SourcePlan) -> None:
+    place = open_store(out).url + "/"
+    for source in sources.sources:
+        url = source.url.rstrip("/") + "/"
+        if place.startswith(url) or url.startswith(place):
+            raise ConfigError(
+                f"{out}: OUT and the source {source.url} lie one inside the other, so that files "
+                "of the one would be taken for files of the other; give an OUT of its own"
+            )
 
 
 def work_of(

@@ -77,6 +77,8 @@ def list_source(url: str, *, retries: int = 6, timeout_s: float = 30.0) -> Listi
     store, name = open_file(url, retries=retries, timeout_s=timeout_s)
     if name and store.exists(name):
         return Listing(url=url, store=store, paths=(name,))
+    if os.path.isdir(url):  # whatever its name: "photos [2020]" is no pattern
+        return Listing(url=url, store=open_store(url, retries=retries, timeout_s=timeout_s))
     urls = [url]
     while _RANGE.search(urls[0]):
         urls = [whole for part in urls for whole in _expanded(part)]

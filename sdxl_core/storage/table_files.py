@@ -48,7 +48,8 @@ def find_table_files(
 
     Args:
         url_or_glob: A file, a folder, or a pattern with ``*``, ``?``, ``[…]`` or ``**``, as a local
-            path or ``s3://`` URL. An existing file is taken literally whatever its name.
+            path or ``s3://`` URL. An existing file or local folder is taken literally whatever
+            its name.
         retries: How often a passing failure of the store is tried again.
         timeout_s: Longest wait for the store, seconds.
 
@@ -61,7 +62,7 @@ def find_table_files(
     store, name = open_file(url_or_glob, retries=retries, timeout_s=timeout_s)
     if name and store.exists(name):
         return [_table_file(store, StoredFile(name, store.size(name)))]
-    if _MAGIC.search(url_or_glob):
+    if _MAGIC.search(url_or_glob) and not os.path.isdir(url_or_glob):
         folder, pattern = _split_glob(url_or_glob)
         store = open_store(folder, retries=retries, timeout_s=timeout_s)
         matches = re.compile(glob_translate(pattern)).match

@@ -128,6 +128,16 @@ def test_archive_that_changes_after_counting_stops_the_job_with_its_name(
     assert not committed_parts(open_store(config.out))
 
 
+@pytest.mark.parametrize(("source", "out"), [("in", "in/out"), ("in", "in"), ("o/in/*.jpg", "o")])
+def test_output_inside_of_its_source_or_around_it_is_refused(
+    source: str, out: str, tmp_path: Path
+) -> None:
+    kit.write_folder(tmp_path / source.removesuffix("/*.jpg"), ROWS[:1])
+    with pytest.raises(ConfigError, match="lie one inside the other"):
+        find_sources(kit.settings(tmp_path / source, tmp_path / out))
+    assert find_sources(kit.settings(tmp_path / source, tmp_path / "in-out")).num_slices == 1
+
+
 def test_caption_with_half_a_surrogate_pair_is_spelled_out_and_no_survey_minds_it(
     tmp_path: Path,
 ) -> None:

@@ -43,6 +43,17 @@ def test_archives_are_found_by_folder_pattern_range_and_name(
         assert reasons(rows) == {"ok": 1, "missing_caption": 1}
 
 
+@pytest.mark.parametrize("name", ["photos [2020]", "a*b", "x{1..2}", "y@2"])
+def test_folder_that_is_called_like_a_pattern_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    written(tmp_path / "pictures" / name / "a.jpg", b"A")
+    pq.write_table(pa.table({"image": [b"A"], "caption": ["c"]}), tmp_path / "t.parquet")
+    (tmp_path / "tables" / name).mkdir(parents=True)
+    (tmp_path / "t.parquet").rename(tmp_path / "tables" / name / "t.parquet")
+
+    for kind in ("pictures", "tables"):
+        assert plan_sources([f"{tmp_path}/{kind}/{name}"]).num_rows == 1
+
+
 def test_several_sources_of_several_kinds_keep_their_order_and_weights(
     shards: Path, tmp_path: Path
 ) -> None:

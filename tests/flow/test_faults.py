@@ -153,7 +153,11 @@ def test_fault_driver_stopped_by_a_signal_is_resumed_bit_for_bit(
     command = kit.command(models, prompts, out)
     with kit.running(command, log) as driver:
         kit.wait_until(lambda: kit.num_parts_done(out) >= 2, "two parts", timeout_s=300)
-        workers = list(kit.descendants(driver.pid))
+        # Ray's two agents go on trying to report the lost node for a minute or more; they hold
+        # nothing of the job.
+        workers = [
+            pid for pid, title in kit.descendants(driver.pid).items() if "Agent" not in title
+        ]
         os.kill(driver.pid, signal_number)
         code = driver.wait(timeout=60)
         kit.wait_until(

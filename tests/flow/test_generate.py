@@ -146,6 +146,7 @@ def test_generate_images_do_not_depend_on_workers_parts_or_container(
     assert fsck(FsckConfig(out=other.out)).exit_code == 0
 
 
+@pytest.mark.slow
 def test_generate_row_that_becomes_nan_fails_alone(
     summary: GenerateSummary, models: MicroModels, out: Path, tmp_path: Path
 ) -> None:

@@ -68,7 +68,6 @@ class TrainWork:
         compile: run the network through ``torch.compile``.
         device: ``cpu`` or ``cuda``.
         num_threads: torch threads of each worker on the CPU.
-        num_workers: of the run; the most that it may have before it has begun.
         min_workers: the fewest that it may have; as many as ``num_workers`` if it is no range.
         micro_batch_size: rows of one forward pass; 0: a worker's whole share of the batch.
         cpus_per_worker: that each reserves.
@@ -114,7 +113,6 @@ class TrainWork:
     compile: bool
     device: str
     num_threads: int
-    num_workers: int
     min_workers: int
     micro_batch_size: int
     cpus_per_worker: float
@@ -130,6 +128,11 @@ class TrainWork:
     holdout: Holdout | None
     stop_grace_s: float
 
+    @property
+    def num_workers(self) -> int:
+        """Workers of the run; before it has begun, the most that it may have."""
+        return self.ingest.world_size
+
     def for_workers(self, num_workers: int) -> "TrainWork":
         """The same run by workers of this number, who share each global batch evenly.
 
@@ -143,7 +146,7 @@ class TrainWork:
                 self.ingest.plan.global_batch_size, num_workers, self.micro_batch_size
             ),
         )
-        return dataclasses.replace(self, ingest=ingest, num_workers=num_workers)
+        return dataclasses.replace(self, ingest=ingest)
 
     def checkpoint_model(self) -> dict[str, Any]:
         """What a checkpoint says of the model that it belongs to."""

@@ -173,7 +173,6 @@ def work_of(
         compile=how.compile,
         device=device,
         num_threads=how.cpu_threads,
-        num_workers=ingest.world_size,
         min_workers=how.min_workers or ingest.world_size,
         micro_batch_size=how.micro_batch_size,
         cpus_per_worker=cpus,

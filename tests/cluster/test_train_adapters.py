@@ -29,7 +29,7 @@ LORA = LoraSettings(rank=2, alpha=4.0, targets="transformer")
 
 
 def adapter_work(samples: str, model: str, out: Path, stage: int) -> TrainWork:
-    work = train_work(samples, model, out, lora=LORA, zero_stage=stage, num_steps=3, num_workers=2)
+    work = train_work(samples, model, out, lora=LORA, zero_stage=stage, num_steps=3)
     return dataclasses.replace(
         work, ingest=dataclasses.replace(work.ingest, world_size=2, num_accumulated=1)
     )

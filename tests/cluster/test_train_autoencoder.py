@@ -43,7 +43,7 @@ def autoencoder_work(samples: str, model: str, out: Path, stage: int) -> TrainWo
         num_accumulated=1,
     )
     return dataclasses.replace(
-        work, ingest=ingest, num_workers=2, num_steps=4, zero_stage=stage, precision="float32"
+        work, ingest=ingest, num_steps=4, zero_stage=stage, precision="float32"
     )
 
 

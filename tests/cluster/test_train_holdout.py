@@ -32,9 +32,7 @@ def holdout_work(samples: str, model: str, out: Path, world_size: int, stage: in
         work.ingest, manifest=rest, holdout=SHARE, world_size=world_size, num_accumulated=1
     )
     held = Holdout(rows=tuple(rows), every=1)
-    return dataclasses.replace(
-        work, ingest=ingest, holdout=held, zero_stage=stage, num_workers=world_size
-    )
+    return dataclasses.replace(work, ingest=ingest, holdout=held, zero_stage=stage)
 
 
 def test_samples_that_are_held_out_are_never_delivered_and_all_others_are(tmp_path: Path) -> None:

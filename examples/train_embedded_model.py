@@ -39,7 +39,7 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 STAGES = ("vae", "text", "latents", "decoder", "base", "refiner", "export")
 NUM_SAMPLES = 20_480
-NUM_SPOILT_SAMPLES = 3_072
+NUM_SPOILT_SAMPLES = 4_000
 
 
 def save_network(network: nn.Module, path: Path) -> None:
@@ -81,7 +81,7 @@ def run_vae(work: Path) -> None:
 
 def run_text(work: Path) -> None:
     """Stage ``text``."""
-    settings = LoopSettings(num_steps=2500, peak_learning_rate=2.5e-3, autocast_dtype=None)
+    settings = LoopSettings(num_steps=3500, peak_learning_rate=2.5e-3, autocast_dtype=None)
     encoders = train_text_encoders(TINY, work, settings=settings)
     save_network(encoders.text_1, work / "text_1.safetensors")
     save_network(encoders.text_2, work / "text_2.safetensors")
@@ -92,9 +92,10 @@ def run_latents(work: Path) -> None:
     """Stage ``latents``: every bucket by its share, plain scenes and spoilt ones."""
     vae = filled(build_vae(TINY), work / "vae.safetensors")
     (work / "latents").mkdir(exist_ok=True)
-    for name, total, spoilt_share in (
-        ("plain", NUM_SAMPLES, 0.0),
-        ("spoilt", NUM_SPOILT_SAMPLES, 0.7),
+    for name, total, spoilt_share, first_seed in (
+        ("plain", NUM_SAMPLES, 0.0, 1000),
+        ("spoilt", NUM_SPOILT_SAMPLES, 0.7, 1100),
+        ("more", NUM_SAMPLES, 0.0, 1200),
     ):
         for seed, (bucket, share) in enumerate(TRAINING_BUCKETS.items()):
             path = work / "latents" / f"{name}-{bucket[0]}x{bucket[1]}.safetensors"
@@ -103,7 +104,7 @@ def run_latents(work: Path) -> None:
                     vae,
                     bucket=bucket,
                     num_samples=round(total * share),
-                    seed=1000 + seed + (100 if spoilt_share else 0),
+                    seed=first_seed + seed,
                     spoilt_share=spoilt_share,
                 )
                 save_shard(shard, path)
@@ -120,9 +121,9 @@ def run_decoder(work: Path) -> None:
 def run_denoiser(work: Path, preset: ModelPreset) -> None:
     """Stages ``base`` and ``refiner``."""
     if preset.kind == "base":
-        settings = LoopSettings(num_steps=6000, peak_learning_rate=8e-4)
+        settings = LoopSettings(num_steps=9000, peak_learning_rate=8e-4)
     else:
-        settings = LoopSettings(num_steps=2200, peak_learning_rate=1e-3)
+        settings = LoopSettings(num_steps=3000, peak_learning_rate=1e-3)
     shards = load_latents(work, spoilt=preset.kind == "refiner")
     unet = train_denoiser(preset, load_encoders(work), shards, work, settings=settings)
     save_network(unet, work / f"{preset.name}.safetensors")

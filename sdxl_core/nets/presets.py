@@ -179,9 +179,9 @@ SDXL_REFINER = ModelPreset(
     text_2=_SDXL_TEXT_2,
 )
 
-# Toy sizes are bounded by the 40 MB that both models may take as float16 in the wheel. The
-# vocabulary is the real one (49,408 tokens), so the embedding tables dominate and the towers are
-# narrow.
+# Toy sizes are bounded by the 40 MB that both models' weights may take in the wheel, as float16.
+# The vocabulary is the real one (49,408 tokens), so the embedding tables dominate and the towers
+# are narrow.
 _TINY_VAE = VaePreset(
     block_out_channels=(24, 48, 96, 96),
     sample_size=128,
@@ -224,16 +224,16 @@ TINY_REFINER = ModelPreset(
     name="tiny-refiner",
     kind="refiner",
     unet=UNetPreset(
-        block_out_channels=(32, 32, 24, 16),
+        block_out_channels=(64, 64, 32, 32),
         down_block_types=_REFINER_DOWN,
         up_block_types=_REFINER_UP,
-        attention_head_dim=(1, 2, 2, 1),
+        attention_head_dim=(2, 2, 2, 1),
         transformer_layers_per_block=1,
         cross_attention_dim=32,
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=32 + 5 * 32,
         sample_size=16,
-        norm_num_groups=4,
+        norm_num_groups=8,
     ),
     vae=_TINY_VAE,
     text_1=None,

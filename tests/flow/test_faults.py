@@ -77,7 +77,15 @@ def workers_of(pid: int, pool: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["EncodePrompts", "Denoise", "WriteImages", "_Hub"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "EncodePrompts",
+        pytest.param("Denoise", marks=pytest.mark.chosen),
+        "WriteImages",
+        "_Hub",
+    ],
+)
 def test_fault_worker_killed_mid_run_loses_and_doubles_nothing(
     pool: str,
     models: MicroModels,
@@ -141,7 +149,14 @@ def test_fault_part_that_kills_its_worker_too_often_fails_and_can_be_retried(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_number",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.chosen),
+        signal.SIGTERM,
+        signal.SIGINT,
+    ],
+)
 def test_fault_driver_stopped_by_a_signal_is_resumed_bit_for_bit(
     signal_number: signal.Signals,
     models: MicroModels,
@@ -258,6 +273,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.chosen
 def test_fault_full_disk_stops_the_job_and_space_lets_it_go_on(
     models: MicroModels,
     prompts: str,
@@ -276,6 +292,7 @@ def test_fault_full_disk_stops_the_job_and_space_lets_it_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.chosen
 @pytest.mark.s3
 def test_fault_s3_connection_lost_for_a_while_costs_nothing_and_for_good_stops_the_job(
     models: MicroModels,

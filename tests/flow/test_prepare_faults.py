@@ -45,7 +45,10 @@ def assert_whole(out: str | Path, undisturbed: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("task", "records"),
-    [("stage_slice", "_staging/_parts/*.json"), ("finish_part", "_parts/*.json")],
+    [
+        ("stage_slice", "_staging/_parts/*.json"),
+        pytest.param("finish_part", "_parts/*.json", marks=pytest.mark.chosen),
+    ],
 )
 def test_fault_worker_killed_in_a_pass_loses_and_doubles_nothing(
     task: str, records: str, folder: str, undisturbed: dict[str, str], tmp_path: Path

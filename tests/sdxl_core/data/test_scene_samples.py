@@ -69,8 +69,8 @@ def test_render_sample_spoilt_has_a_low_score_and_differs_from_the_clean_one(see
 
 def test_spoil_keeps_shape_and_type() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(6):
+    for badly in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         picture = rng.integers(0, 255, (64, 80, 3)).astype(np.uint8)
-        spoilt = spoil(picture, rng)
+        spoilt = spoil(picture, rng, badly=badly)
         assert spoilt.shape == picture.shape
         assert spoilt.dtype == np.uint8

@@ -16,13 +16,11 @@ ASSETS = Path(str(importlib.resources.files("sdxl_core"))) / "assets"
 MOST_BYTES = 40_000_000
 
 
-def test_embedded_models_fit_in_forty_megabytes() -> None:
+def test_embedded_weights_fit_in_forty_megabytes() -> None:
     files = [
-        path
-        for name in ("tiny", "tiny-refiner")
-        for path in (ASSETS / name).rglob("*")
-        if path.is_file()
+        path for name in ("tiny", "tiny-refiner") for path in (ASSETS / name).rglob("*.safetensors")
     ]
+    assert len(files) == 7
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
 
 

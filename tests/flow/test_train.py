@@ -24,7 +24,7 @@ from tests.cluster.train_samples import write_samples
 from tests.flow import kit, prepare_kit
 from tests.micro_models import MicroModels
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NUM_STEPS = 6
 

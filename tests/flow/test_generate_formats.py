@@ -105,7 +105,13 @@ def made(request: pytest.FixtureRequest) -> Made:
 
 
 EVERY_FORMAT = pytest.mark.parametrize(
-    "made", ["png_files", "jpeg_parquet", "webp_tars"], indirect=True
+    "made",
+    [
+        "png_files",
+        pytest.param("jpeg_parquet", marks=pytest.mark.slow),
+        pytest.param("webp_tars", marks=pytest.mark.slow),
+    ],
+    indirect=True,
 )
 
 
@@ -134,6 +140,7 @@ def test_every_format_holds_every_image_with_its_parameters_and_is_intact(made: 
     assert check.exit_code == 0, check.to_json()
 
 
+@pytest.mark.slow
 def test_formats_hold_the_same_pictures(
     png_files: Made, jpeg_parquet: Made, webp_tars: Made
 ) -> None:
@@ -147,6 +154,7 @@ def test_formats_hold_the_same_pictures(
         assert all(image.startswith(start) for image in found.images.values())
 
 
+@pytest.mark.slow
 def test_parquet_and_tars_read_with_the_plain_libraries(
     jpeg_parquet: Made, webp_tars: Made
 ) -> None:

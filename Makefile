@@ -1,8 +1,8 @@
 # Every verb builds the environment by itself when it is missing or older than its description.
 #   make demo        pictures from the embedded model, in out/demo
 #   make test        everything that is not marked slow, under 10 minutes on two cores
-#   make test-slow   the rest, under 40 minutes
-#   make test-faults all kills and lost connections in whole jobs, an hour; test-slow runs some of them
+#   make test-slow   the rest; it should stay under 40 minutes
+#   make test-faults all kills and lost connections in whole jobs, an hour or more; test-slow runs some of them
 #   make lint        ruff, mypy --strict, import-linter
 #   make bench       side-by-side runs, results under benchmarks/results
 #   make clean       removes the environment, the caches and out/demo

@@ -273,7 +273,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.chosen
 def test_fault_full_disk_stops_the_job_and_space_lets_it_go_on(
     models: MicroModels,
     prompts: str,
@@ -292,7 +291,6 @@ def test_fault_full_disk_stops_the_job_and_space_lets_it_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.chosen
 @pytest.mark.s3
 def test_fault_s3_connection_lost_for_a_while_costs_nothing_and_for_good_stops_the_job(
     models: MicroModels,

@@ -11,39 +11,28 @@ Every case is written at once, so a run that is cut short keeps what it has.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import gc
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
 
 from benchmarks.gpu_generate import matmul_flops_per_s
+from benchmarks.gpu_train_cases import ATTENTION, Case, Setting, free, measure_if_it_fits, wait
 from benchmarks.harness import Target, progress, write_results
-from benchmarks.train_engines import DeepSpeedEngine, Engine, MasterEngine
-from sdxl_core.contract.seeds import sample_seed
-from sdxl_core.nets.flops import unet_flops
-from sdxl_core.nets.presets import ModelPreset, get_preset
+from benchmarks.train_engines import DeepSpeedEngine, MasterEngine
+from sdxl_core.nets.presets import get_preset
 from sdxl_core.nets.unet import build_unet
-from sdxl_core.training.activation_checkpointing import checkpoint_blocks
 from sdxl_core.training.conditions import allow_dropped_numbers
 from sdxl_core.training.memory_layout import use_channels_last_activations
-from sdxl_core.training.objective import DiffusionBatch
-from sdxl_core.training.seeded_objective import Objective, ObjectiveTables, losses_of_samples
+from sdxl_core.training.seeded_objective import Objective
 
 WANTED_MFU = 0.4
 # Dense bfloat16 peaks of the vendor's data sheets, FLOP/s.
 _PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
-_ATTENTION = {
-    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
-    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
-}
 # Blocks that are compiled one by one: nearly all of the work, and one compilation serves all blocks
 # of a shape, where the whole network takes many minutes. Norm, activation and residual around the
 # matrix products become one kernel each, and what they are cheap to compute again from is not kept.
@@ -63,46 +52,6 @@ here: {ceiling:.4g} TFLOP/s.
 """
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """One measured setting; a case that did not fit has no numbers but its note."""
-
-    engine: str
-    is_compiled: bool
-    micro_batch: int
-    checkpointed: float
-    num_passes: int
-    samples_per_s: float = 0.0
-    mfu: float = 0.0
-    mfu_of_passes: float = 0.0
-    share_of_ceiling: float = 0.0
-    pass_ms: float = 0.0
-    optimizer_ms: float = 0.0
-    peak_memory_gb: float = 0.0
-    warm_up_s: float = 0.0
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Setting:
-    """What all cases of a run share."""
-
-    options: argparse.Namespace
-    preset: ModelPreset
-    device: torch.device
-    dtype: torch.dtype
-    size_px: int
-    ceiling: float
-    peak: float
-    objective: Objective
-    tables: ObjectiveTables
-
-    @property
-    def flops_per_sample(self) -> float:
-        """Forward, and twice that backward."""
-        return 3.0 * unet_flops(self.preset, self.size_px, self.size_px)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures all cases that are asked for."""
     options = _parse(arguments)
@@ -119,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _write(setting, cases, is_shown=False)
         engine.close()
         del engine, network
-        _free(setting.device)
+        free(setting.device)
     if options.zero_stage and (best := _best(cases)) is not None:
         cases.append(_deepspeed_case(setting, best))
     _write(setting, cases, is_shown=True)
@@ -147,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--layout", choices=("channels_last", "contiguous"), default="channels_last"
     )
-    parser.add_argument("--attention", choices=("auto", *_ATTENTION), default="auto")
+    parser.add_argument("--attention", choices=("auto", *ATTENTION), default="auto")
     parser.add_argument("--ema", action="store_true", help="with a running mean of the weights")
     parser.add_argument("--zero-stage", type=int, default=2, help="of the last case; 0: none")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="0: by the device's name")
@@ -202,7 +151,7 @@ def _network(setting: Setting, *, is_compiled: bool, dtype: torch.dtype | None =
             for module in network.modules():
                 if type(module).__name__ in _COMPILED:
                     module.compile(dynamic=False)
-    _wait(setting.device)
+    wait(setting.device)
     progress(f"{setting.preset.name}: built in {time.perf_counter() - started:.1f} s")
     return network.train()
 
@@ -226,7 +175,7 @@ def _cases(
             checkpointed=share,
             num_passes=engine.num_passes,
         )
-        measured = _measure_if_it_fits(setting, engine, network, case)
+        measured = measure_if_it_fits(setting, engine, network, case)
         has_fit = has_fit or not measured.note
         yield measured
 
@@ -246,128 +195,10 @@ def _deepspeed_case(setting: Setting, best: Case) -> Case:
     for share in sorted({best.checkpointed, *setting.options.shares}):
         case = dataclasses.replace(best, engine="deepspeed", checkpointed=share)
         if share >= best.checkpointed:
-            case = _measure_if_it_fits(setting, engine, network, case)
+            case = measure_if_it_fits(setting, engine, network, case)
             if not case.note:
                 break
     return case
-
-
-def _measure_if_it_fits(setting: Setting, engine: Engine, network: nn.Module, case: Case) -> Case:
-    checkpoint_blocks(network, share=case.checkpointed)
-    try:
-        measured = _measure(setting, engine, case)
-    except torch.OutOfMemoryError:
-        measured = dataclasses.replace(case, note="out of memory")
-    engine.drop_gradients()  # here, where the error with its frames is gone
-    _free(setting.device)
-    progress(json.dumps(dataclasses.asdict(measured)))
-    return measured
-
-
-def _measure(setting: Setting, engine: Engine, case: Case) -> Case:
-    """Times whole steps; the host looks at no number before they are done."""
-    device, options = setting.device, setting.options
-    batch = random_batch(setting, case.micro_batch)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
-    with _attention(options.attention):
-        _step(setting, engine, batch, 0)
-        _wait(device)
-        warm_up_s = time.perf_counter() - started
-        started = time.perf_counter()
-        marks = [_step(setting, engine, batch, 1 + step) for step in range(options.steps)]
-        _wait(device)
-    step_s = (time.perf_counter() - started) / options.steps
-    optimizer_s = sum(_seconds_between(*pair) for pair in marks) / options.steps
-    samples = case.num_passes * case.micro_batch
-    flops = samples * setting.flops_per_sample
-    return dataclasses.replace(
-        case,
-        samples_per_s=round(samples / step_s, 4),
-        mfu=round(flops / step_s / setting.peak, 4),
-        mfu_of_passes=round(flops / (step_s - optimizer_s) / setting.peak, 4),
-        share_of_ceiling=round(flops / step_s / setting.ceiling, 4),
-        pass_ms=round(1e3 * (step_s - optimizer_s) / case.num_passes, 2),
-        optimizer_ms=round(1e3 * optimizer_s, 2),
-        peak_memory_gb=round(_peak_gb(device), 2),
-        warm_up_s=round(warm_up_s, 2),
-        note="",
-    )
-
-
-def random_batch(setting: Setting, micro_batch: int) -> DiffusionBatch:
-    """Latents and text states as a worker has them on its device."""
-    preset, device = setting.preset, setting.device
-    side, width = setting.size_px // 8, preset.text_2.projection_width
-    states_shape = (micro_batch, preset.text_2.num_positions, preset.unet.cross_attention_dim)
-    numbers = torch.tensor([setting.size_px] * 2 + [0] * 2 + [setting.size_px] * 2)
-    return DiffusionBatch(
-        latents_BCHW=torch.randn(micro_batch, 4, side, side, device=device),
-        states_BTD=torch.randn(states_shape, device=device, dtype=setting.dtype),
-        pooled_BP=torch.randn(micro_batch, width, device=device, dtype=setting.dtype),
-        time_ids_BN=numbers[: preset.num_time_ids].float().repeat(micro_batch, 1).to(device),
-    )
-
-
-def _step(setting: Setting, engine: Engine, batch: DiffusionBatch, step: int) -> tuple[Any, Any]:
-    """One step of all its passes; returns marks before and after the optimizer."""
-    num_samples = len(batch.latents_BCHW)
-    for number in range(engine.num_passes):
-        seeds = [sample_seed(step, number, str(place)) for place in range(num_samples)]
-        losses = losses_of_samples(
-            engine.module,
-            batch,
-            seeds,
-            objective=setting.objective,
-            tables=setting.tables,
-            network_dtype=setting.dtype,
-        )
-        loss: Tensor = losses.loss_B.mean()
-        engine.backward(loss)
-        is_last = number == engine.num_passes - 1
-        before = _mark(setting.device)
-        engine.end_pass(is_last=is_last)
-    return before, _mark(setting.device)
-
-
-@contextlib.contextmanager
-def _attention(name: str) -> Iterator[None]:
-    """torch's own choice of the attention kernel, or one before the others."""
-    if name == "auto":
-        yield
-    else:
-        with sdpa_kernel(_ATTENTION[name], set_priority=True):
-            yield
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds_between(before: Any, after: Any) -> float:
-    if isinstance(before, float):
-        return float(after - before)
-    return float(before.elapsed_time(after)) / 1e3
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _peak_gb(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
 
 
 def _write(setting: Setting, cases: Sequence[Case], *, is_shown: bool) -> None:

@@ -125,10 +125,27 @@ def our_step(unet: nn.Module, objective: Objective, dtype: torch.dtype) -> Step:
     return step
 
 
+def _drawn_at_once(batch: StepBatch) -> NoiseDraw:
+    noise_BCHW = torch.randn_like(batch.latents_BCHW)
+    timestep_B = torch.randint(0, NUM_TRAIN_TIMESTEPS, (len(noise_BCHW),))
+    return NoiseDraw(noise_BCHW=noise_BCHW, timestep_B=timestep_B)
+
+
+def _rows_of_numbers(batch: StepBatch, device: torch.device) -> Tensor:
+    """Sizes and crops of every sample, made one by one as the script does."""
+
+    def row(size: tuple[int, int], crop: tuple[int, int]) -> Tensor:
+        # The script casts them to bfloat16, which rounds sides above 256 px; as numbers they cost
+        # the same in float32, and both sides then train the same thing.
+        return torch.tensor([[*size, *crop, *batch.size_px]]).to(device, dtype=torch.float32)
+
+    return torch.cat([row(*pair) for pair in zip(batch.original_sizes, batch.crops, strict=True)])
+
+
 def diffusers_step(
     unet: nn.Module,
     dtype: torch.dtype,
-    draw_of: Callable[[StepBatch], NoiseDraw] | None = None,
+    draw_of: Callable[[StepBatch], NoiseDraw] = _drawn_at_once,
 ) -> Step:
     """The step as ``examples/text_to_image/train_text_to_image_sdxl.py`` of diffusers has it.
 
@@ -140,7 +157,7 @@ def diffusers_step(
     Args:
         unet: with float32 weights; is trained.
         dtype: of accelerate's mixed precision; float32 is none.
-        draw_of: gives noise and timesteps in place of the loop's own draw, for comparisons.
+        draw_of: gives noise and timesteps; another than the loop's own serves comparisons.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -157,37 +174,21 @@ def diffusers_step(
     rate = get_scheduler("constant", optimizer=optimizer)
     unet, optimizer, rate = accelerator.prepare(unet, optimizer, rate)
 
-    def numbers(size: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> Tensor:
-        # The script casts them to bfloat16, which rounds sides above 256 px; as numbers they cost
-        # the same in float32, and both sides then train the same thing.
-        return torch.tensor([[*size, *crop, *target]]).to(accelerator.device, dtype=torch.float32)
-
     def step(batch: StepBatch) -> Tensor:
         with accelerator.accumulate(unet):
             latents_BCHW = batch.latents_BCHW.to(accelerator.device)
-            if draw_of is None:
-                noise_BCHW = torch.randn_like(latents_BCHW)
-                timestep_B = torch.randint(0, NUM_TRAIN_TIMESTEPS, (len(latents_BCHW),))
-            else:
-                draw = draw_of(batch)
-                noise_BCHW, timestep_B = draw.noise_BCHW, draw.timestep_B
-            noisy_BCHW = scheduler.add_noise(latents_BCHW, noise_BCHW, timestep_B)
-            time_ids_BN = torch.cat(
-                [
-                    numbers(size, crop, batch.size_px)
-                    for size, crop in zip(batch.original_sizes, batch.crops, strict=True)
-                ]
-            )
+            draw = draw_of(batch)
+            noisy_BCHW = scheduler.add_noise(latents_BCHW, draw.noise_BCHW, draw.timestep_B)
             predicted_BCHW = unet(
                 noisy_BCHW,
-                timestep_B,
+                draw.timestep_B,
                 batch.states_BTD.to(accelerator.device),
                 added_cond_kwargs={
-                    "time_ids": time_ids_BN,
+                    "time_ids": _rows_of_numbers(batch, accelerator.device),
                     "text_embeds": batch.pooled_BP.to(accelerator.device),
                 },
             ).sample
-            loss = functional.mse_loss(predicted_BCHW.float(), noise_BCHW.float())
+            loss = functional.mse_loss(predicted_BCHW.float(), draw.noise_BCHW.float())
             accelerator.gather(loss.repeat(len(latents_BCHW))).mean().item()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(unet.parameters(), MAX_GRADIENT_NORM)

@@ -81,16 +81,21 @@ def reports(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> None:
+def running_workers(process: subprocess.Popen[bytes]) -> list[int]:
     titles = kit.descendants(process.pid)
-    pids = sorted(pid for pid, title in titles.items() if "RayTrainWorker" in title)
-    os.kill(rng.choice(pids), signal.SIGKILL)
+    return sorted(p for p, title in titles.items() if "RayTrainWorker" in title and is_running(p))
+
+
+def kill_a_worker(process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    kit.wait_until(lambda: running_workers(process), "a worker", timeout_s=100)
+    pid = rng.choice(running_workers(process))
+    os.kill(pid, signal.SIGKILL)
+    kit.wait_until(lambda: not is_running(pid), "it is gone")
 
 
 def kill_the_command(process: subprocess.Popen[bytes]) -> None:
     """The command alone: that its workers end after it is the product's business."""
-    others = kit.descendants(process.pid)
-    workers = [pid for pid, title in others.items() if "RayTrainWorker" in title]
+    workers, others = running_workers(process), kit.descendants(process.pid)
     assert workers
     process.kill()
     process.wait(timeout=30)
@@ -142,11 +147,12 @@ def kill_again_and_again(arguments: list[str], out: Path, log: Path, rng: random
             while is_alive:
                 wait_for_step(process, out, step, log)
                 time.sleep(rng.uniform(0, 0.5))
-                step, is_alive = newest_step(out), kinds.pop() == "worker"
+                is_alive = kinds.pop() == "worker"
                 if is_alive:
                     kill_a_worker(process, rng)
                 else:
                     kill_the_command(process)
+                step = newest_step(out)
 
 
 def test_fault_ten_kills_of_workers_and_command_leave_the_undisturbed_bits(

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -20,23 +21,26 @@ from PIL import Image
 from benchmarks.harness import Target, progress, spread, write_results
 from benchmarks.jobs_run import read_events, run_watched
 from benchmarks.prepare_pictures import make_files, photograph
+from jobs.prepare_config import PrepareConfig
 from sdxl_core.data.sample_maker import PictureOptions, make_samples
 from sdxl_core.storage.source_plan import plan_sources
 from sdxl_core.storage.sources import read_slice
+from tests.cluster.prepare_here import prepare_here
 
 MIN_SHARE = 0.85
 MAX_GROWTH = 1.1
 MEGAPIXELS = (0.8, 1.2, 2.0, 3.0)
-PICTURES_PER_TAR = 64
+PICTURES_PER_TAR = 512
+ROWS_OF_ONE_PROCESS = 1024
 
 _WHAT = """
 *Rate*: {num_rows} made photographs ({per_size} different ones of each of {sizes} MP) in tars of
 {per_tar} as img2dataset makes them, prepared by `sdxl prepare TARS OUT` as a user types it on
-{num_cpus} CPUs, beside one process with one thread that reads the same tars and makes the same
-samples in memory (`read_slice`, `make_samples`), before and after the job by turns. The job's rate
-is over the time from the start of its first slice to its last commit, by its own `_events.jsonl`:
-it stages, puts all samples in random order, writes, hashes and commits within it. What comes before
-is its start-up and is given apart.
+{num_cpus} CPUs. Beside it, before and after the job by turns: one process with one thread that does
+the same to the first {num_few} rows without Ray (it stages, puts all samples in random order,
+writes, hashes and commits); and one that only reads the tars and makes the samples in memory
+(`read_slice`, `make_samples`). The job's rate is over the time from the start of its first slice to
+its last commit, by its own `_events.jsonl`. What comes before is its start-up and is given apart.
 
 *Memory* is of the driver's process over `sdxl prepare TABLE OUT --preset tiny`, a parquet table of
 64 x 64 px JPEG files, sampled four times a second.
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures; ``--rows 128 --rounds 1 --tiny-rows 100 400`` tries the script."""
     parser = argparse.ArgumentParser(prog="benchmarks prepare_job", description=__doc__)
     parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--per-size", type=int, default=4)
     parser.add_argument("--tiny-rows", type=int, nargs="*", default=[10_000, 200_000])
     options = parser.parse_args(arguments)
@@ -68,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             per_size=options.per_size,
             sizes=", ".join(map(str, MEGAPIXELS)),
             per_tar=PICTURES_PER_TAR,
+            num_few=ROWS_OF_ONE_PROCESS,
             num_cpus=num_cpus,
         ),
         values={"rounds": rounds, "share": shares, "memory": memory, "num_cpus": num_cpus},
@@ -83,14 +88,18 @@ def _rates(folder: Path, options: argparse.Namespace, *, num_cpus: int) -> list[
     pictures = make_files(MEGAPIXELS, options.per_size)
     by_turns = list(itertools.chain.from_iterable(zip(*pictures.values(), strict=True)))
     write_tars(folder / "source", by_turns, num_rows=options.rows)
+    write_tars(folder / "few", by_turns, num_rows=min(options.rows, ROWS_OF_ONE_PROCESS))
     rounds = []
     for index in range(options.rounds):
-        before = _bare_rate(folder / "source")
+        before = _one_process_rate(folder)
         job = _run_job(folder, index, num_rows=options.rows)
-        bare = (before + _bare_rate(folder / "source")) / 2
+        one = (before + _one_process_rate(folder)) / 2
+        in_memory = _in_memory_rate(folder / "few")
         job |= {
-            "one_process_rows_per_s": round(bare, 2),
-            "share": round(job["job_rows_per_s"] / (num_cpus * bare), 4),
+            "one_process_rows_per_s": round(one, 2),
+            "share": round(job["job_rows_per_s"] / (num_cpus * one), 4),
+            "in_memory_rows_per_s": round(in_memory, 2),
+            "share_of_in_memory": round(job["job_rows_per_s"] / (num_cpus * in_memory), 4),
         }
         progress(json.dumps(job))
         rounds.append(job)
@@ -112,8 +121,23 @@ def write_tars(folder: Path, pictures: Sequence[bytes], *, num_rows: int) -> Non
                     archive.addfile(member, io.BytesIO(content))
 
 
-def _bare_rate(source: Path) -> float:
-    """Rows per second of one process, one thread; on as many tars as take some seconds."""
+def _one_process_rate(folder: Path) -> float:
+    """Rows per second of one process, one thread, that does without Ray what the job does."""
+    out, began = folder / "one", 0.0
+
+    def begin() -> None:
+        nonlocal began
+        began = time.time()
+
+    shutil.rmtree(out, ignore_errors=True)
+    config = PrepareConfig(source=str(folder / "few"), out=str(out))
+    made = prepare_here(config, once_counted=begin)
+    last_commit = max(file.stat().st_mtime for file in (out / "_parts").iterdir())
+    return made.num_samples / (last_commit - began)
+
+
+def _in_memory_rate(source: Path) -> float:
+    """Rows per second of one process, one thread, that makes samples and writes nothing."""
     plan = plan_sources([str(source)])
     options = PictureOptions()
     num_rows, started = 0, time.perf_counter()
@@ -122,8 +146,6 @@ def _bare_rate(source: Path) -> float:
             made = make_samples(raw, options)
             assert isinstance(made, list), made
             num_rows += 1
-        if time.perf_counter() - started > 15:
-            break
     return num_rows / (time.perf_counter() - started)
 
 

@@ -22,10 +22,11 @@ class AutoencoderOptions:
     discriminator_layers: int = 3
     """Layers that halve the picture: a patch is 70 px wide with 3, 34 with 2."""
     lpips_vgg: Location = ""
-    """Torchvision's VGG-16, a local file here and on every worker; without it a fixed random
-    network looks."""
+    """Torchvision's VGG-16 as safetensors, a local file here and on every worker; without it a
+    fixed random network looks."""
     lpips_channels: Location = ""
-    """Channel weights of LPIPS 0.1 for VGG, a local file here and on every worker."""
+    """Channel weights of LPIPS 0.1 for VGG as safetensors, a local file here and on every
+    worker."""
 
     def __post_init__(self) -> None:
         channels = self.discriminator_channels

@@ -33,7 +33,7 @@ FILE_STEMS = {
 }
 """Name of the weights file in each folder of the diffusers layout, without its suffix."""
 
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,8 +70,8 @@ def open_source(
     text = str(path_or_name)
     if text in EMBEDDED_MODELS:
         text = str(importlib.resources.files("sdxl_core").joinpath("assets", text))
-    if text.endswith(_PICKLES):
-        raise WeightsError(_pickle_advice(text))
+    if text.endswith(PICKLE_SUFFIXES):
+        raise WeightsError(pickle_advice(text))
     if text.endswith(".safetensors"):
         if variant is not None:
             raise WeightsError(f"{text}: a single file has no variant; leave out {variant!r}")
@@ -158,8 +158,8 @@ def _component_paths(store: Store, component: str, variant: str | None) -> list[
         weight_map = _read_json(store, shards).get("weight_map", {})
         return [f"{component}/{name}" for name in sorted(set(weight_map.values()))]
     found = [file.path for file in store.list(component)]
-    pickles = [path for path in found if path.endswith(_PICKLES)]
-    advice = f". {_pickle_advice(store.join(pickles[0]))}" if pickles else ""
+    pickles = [path for path in found if path.endswith(PICKLE_SUFFIXES)]
+    advice = f". {pickle_advice(store.join(pickles[0]))}" if pickles else ""
     raise WeightsError(
         f"{store.join(whole)} is missing; variant = {variant!r}, and the folder holds"
         f" {', '.join(found) or 'nothing'}{advice}"
@@ -197,7 +197,8 @@ def _json(text: bytes | str, *, url: str) -> dict[str, Any]:
     return values
 
 
-def _pickle_advice(url: str) -> str:
+def pickle_advice(url: str) -> str:
+    """Why a pickle is not read, and how to make safetensors of it."""
     return (
         f"{url}: a pickle can run any code when it is read, so only safetensors are accepted."
         " Convert it in a place that you trust: state = torch.load(FILE, weights_only=True);"

@@ -148,6 +148,8 @@ def read_group(staging: Store, layout: Layout, group: int) -> tuple[pa.Table, li
             strict=True,
         )
     )
+    if not reasons:
+        return samples, rejected  # a filter would copy all pictures
     is_duplicate_N = np.array([key in reasons for key in _row_keys(samples)], np.bool_)
     losers = _first_of_each_row(samples.filter(pa.array(is_duplicate_N)))
     if losers.num_rows:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from sdxl_core.storage.parts import FileEntry
 from sdxl_core.storage.sample_tars import distinct_keys, read_tar_table, tar_bytes
 from sdxl_core.storage.staged_parts import read_parquet, unreadable
 from sdxl_core.storage.stores import Store
+from sdxl_core.storage.threads import map_in_order
 
 SampleFormat = Literal["parquet", "webdataset"]
 Bucket = tuple[int, int]  # height, width in pixels
@@ -79,19 +80,25 @@ def write_sample_part(
         StoreError: if a file cannot be written.
     """
     assert output_format in get_args(SampleFormat), output_format
-    entries: list[FileEntry] = []
     indexes: list[pa.Table] = []
-    for bucket, samples in buckets:
-        path = bucket_path(bucket, part, output_format)
-        if output_format == "parquet":
-            data = parquet_bytes(samples)
-        else:
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for bucket, samples in buckets:
+            path = bucket_path(bucket, part, output_format)
+            if output_format == "parquet":
+                yield path, parquet_bytes(samples)
+                continue
             keys = distinct_keys(samples["id"].to_pylist())
-            data = tar_bytes(samples, keys)
             paths = [f"{path}#{key}" for key in keys]
             small = samples.drop_columns(_binary_columns(samples.schema))
             indexes.append(small.append_column("path", pa.array(paths, pa.string())))
-        entries.append(write_entry(store, path, data))
+            yield path, tar_bytes(samples, keys)
+
+    def write(file: tuple[str, bytes]) -> FileEntry:
+        return write_entry(store, *file)
+
+    # While the disk or the network takes one file, the next one is made.
+    entries = list(map_in_order(write, files(), num_threads=1, num_ahead=2))
     if indexes:
         data = parquet_bytes(pa.concat_tables(indexes), row_group_rows=1 << 16)
         entries.append(write_entry(store, index_path(part), data))

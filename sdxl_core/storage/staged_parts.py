@@ -106,31 +106,23 @@ def write_staged(
         StoreError: a file cannot be written.
     """
     started_s = time.monotonic()
-    waiting: list[Sample] = []
     rejections: list[Rejection] = []
-    files: list[FileEntry] = []
     sizes: list[int] = []
-    num_samples = num_source_rows = num_waiting_bytes = 0
+    num_samples = num_kept_rows = 0
 
-    def write_unit() -> None:
-        table = staged_table(waiting, source_slice=part)
-        files.append(_write_table(staging, unit_path(part, len(sizes)), table))
-        sizes.append(num_waiting_bytes)
-        waiting.clear()
+    def units() -> Iterator[pa.Table]:
+        nonlocal num_samples, num_kept_rows
+        for samples in _samples_of_units(results, rejections, part, unit_bytes):
+            sizes.append(sum(len(sample.image) for sample in samples))
+            num_samples += len(samples)
+            num_kept_rows += len({sample.row_index for sample in samples})
+            yield staged_table(samples, source_slice=part)
 
-    for result in _one_result_per_row(results, part):
-        num_source_rows += 1
-        if isinstance(result, Rejection):
-            rejections.append(result)
-            continue
-        waiting += result
-        num_samples += len(result)
-        num_waiting_bytes += sum(len(sample.image) for sample in result)
-        if num_waiting_bytes >= unit_bytes:
-            write_unit()
-            num_waiting_bytes = 0
-    if waiting:
-        write_unit()
+    def write(numbered: tuple[int, pa.Table]) -> FileEntry:
+        return _write_table(staging, unit_path(part, numbered[0]), numbered[1])
+
+    # While the disk or the network takes one unit, the next one is made.
+    files = list(map_in_order(write, enumerate(units()), num_threads=1, num_ahead=2))
     table = rejected_table(rejections, source_slice=part)
     files.append(_write_table(staging, staged_rejected_path(part), table))
     return PartRecord(
@@ -140,7 +132,7 @@ def write_staged(
         num_by_reason=dict(Counter(str(rejection.reason) for rejection in rejections)),
         files=tuple(files),
         seconds=time.monotonic() - started_s,
-        extra={"num_source_rows": num_source_rows, "unit_bytes": sizes},
+        extra={"num_source_rows": num_kept_rows + len(rejections), "unit_bytes": sizes},
     )
 
 
@@ -223,6 +215,28 @@ def unreadable(store: Store, path: str, error: Exception) -> StoreError:
         "the same command again, which makes the part anew",
         retryable=False,
     )
+
+
+def _samples_of_units(
+    results: Iterable[Sequence[Sample] | Rejection],
+    rejections: list[Rejection],
+    part: int,
+    unit_bytes: int,
+) -> Iterator[list[Sample]]:
+    """The samples of each unit; rejections are put into their list on the way."""
+    waiting: list[Sample] = []
+    num_bytes = 0
+    for result in _one_result_per_row(results, part):
+        if isinstance(result, Rejection):
+            rejections.append(result)
+            continue
+        waiting += result
+        num_bytes += sum(len(sample.image) for sample in result)
+        if num_bytes >= unit_bytes:
+            yield waiting
+            waiting, num_bytes = [], 0
+    if waiting:
+        yield waiting
 
 
 def _one_result_per_row(

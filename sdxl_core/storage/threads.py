@@ -10,19 +10,31 @@ R = TypeVar("R")
 
 
 def map_in_order(
-    function: Callable[[T], R], items: Iterable[T], *, num_threads: int
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    num_threads: int,
+    num_ahead: int | None = None,
 ) -> Iterator[R]:
     """``function`` of each item, in the order of the items, computed by ``num_threads`` threads.
 
-    Unlike ``Executor.map`` it takes items only as results are consumed (at most four per thread
-    ahead), so a million items or large results cost nothing. The first exception ends it.
+    Unlike ``Executor.map`` it takes items only as results are consumed, so a million items or large
+    results cost nothing. The first exception ends it. Items are made by the thread that consumes.
+
+    Args:
+        function: of one item.
+        items: taken one at a time.
+        num_threads: that compute at the same time, > 0.
+        num_ahead: items taken whose results are not consumed yet, at most; 2 with one thread is to
+            make an item while the one before is worked on. None is four per thread.
     """
+    num_ahead = num_ahead or 4 * num_threads
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(num_threads)
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= 4 * num_threads:
+            if len(waiting) >= num_ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdxl_core.contract.errors import WeightsError
+from sdxl_core.nets.weights_source import PICKLE_SUFFIXES, pickle_advice
 
 FeatureNetwork = Callable[[Tensor], Sequence[Tensor]]
 """From pictures in [-1, 1] to the features of some layers, each (B, C, H, W)."""
@@ -148,8 +149,9 @@ def load_lpips(vgg_path: Path, channels_path: Path) -> PerceptualDistance:
     """Returns LPIPS from files of weights.
 
     Args:
-        vgg_path: torchvision's VGG-16, ``.safetensors`` or ``.pth``; its classifier is not used.
-        channels_path: the channels' weights of LPIPS 0.1 for VGG (``vgg.pth`` of its package).
+        vgg_path: torchvision's VGG-16 as safetensors; its classifier is not used.
+        channels_path: the channels' weights of LPIPS 0.1 for VGG (``vgg.pth`` of its package) as
+            safetensors.
 
     Raises:
         WeightsError: a file cannot be read or lacks weights.
@@ -170,10 +172,9 @@ def load_lpips(vgg_path: Path, channels_path: Path) -> PerceptualDistance:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix in PICKLE_SUFFIXES:
+        raise WeightsError(pickle_advice(str(path)))
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as weights: {error}") from error
-    return found

@@ -176,7 +176,7 @@ def test_finish_task_that_was_killed_writes_the_same_bytes_when_it_runs_again(
     for store in (untouched, killed):
         plan(stage(store, parts))
     script = f"""
-        import os, signal
+        import os, signal, time
         from sdxl_core.storage.finished_parts import finish_group
         from sdxl_core.storage.staged_parts import staging_store
         from sdxl_core.storage.staging_layout import read_layout
@@ -184,7 +184,9 @@ def test_finish_task_that_was_killed_writes_the_same_bytes_when_it_runs_again(
         store = open_store({str(tmp_path / "killed")!r})
         staging = staging_store(store)
         def encode(bucket, samples):
-            if bucket != (16, 16):  # the second one: the first is written
+            if bucket != (16, 16):  # the second one
+                while not store.list("bucket=16x16"):  # the first is being written
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             return samples.append_column("moments", samples["image"])
         finish_group(store, staging, read_layout(staging), 0, encode=encode,

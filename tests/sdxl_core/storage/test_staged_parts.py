@@ -53,7 +53,7 @@ def test_staged_part_has_every_row_and_its_record_says_so(store: Store) -> None:
     ]  # two bytes begin a JPEG
 
 
-def test_writer_holds_one_unit_at_a_time(tmp_path: Path) -> None:
+def test_writer_makes_a_unit_while_the_one_before_is_written_and_no_more(tmp_path: Path) -> None:
     staging = staging_store(open_store(tmp_path))
     num_files_seen = []
 
@@ -63,7 +63,8 @@ def test_writer_holds_one_unit_at_a_time(tmp_path: Path) -> None:
             yield [make_sample(0, row, num_bytes=998)]
 
     write_staged(staging, 0, results(), unit_bytes=2000)
-    assert num_files_seen == [0, 0, 1, 1, 2, 2]
+    for row, num_files in enumerate(num_files_seen):
+        assert row // 2 - 1 <= num_files <= row // 2
 
 
 @pytest.mark.parametrize(

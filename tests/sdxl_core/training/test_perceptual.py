@@ -102,7 +102,7 @@ def test_lpips_from_files_is_vgg16_of_torchvision_with_weighted_channels(tmp_pat
         f"lin{layer}.model.1.weight": torch.rand(1, width, 1, 1)
         for layer, width in enumerate((64, 128, 256, 512, 512))
     }
-    torch.save(stored, tmp_path / "vgg16.pth")
+    save_file(stored, tmp_path / "vgg16.safetensors")
     save_file(channels, tmp_path / "lpips.safetensors")
     first, second = _pictures(2).split(1)
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
@@ -116,7 +116,9 @@ def test_lpips_from_files_is_vgg16_of_torchvision_with_weighted_channels(tmp_pat
                 weight = channels[f"lin{depth}.model.1.weight"]
                 expected += torch.nn.functional.conv2d((u - v) ** 2, weight).mean().item()
                 depth += 1
-        found = load_lpips(tmp_path / "vgg16.pth", tmp_path / "lpips.safetensors")(first, second)
+        found = load_lpips(tmp_path / "vgg16.safetensors", tmp_path / "lpips.safetensors")(
+            first, second
+        )
     assert depth == 5
     assert found.item() == pytest.approx(expected, rel=1e-3)
 
@@ -126,8 +128,15 @@ def test_lpips_from_wrong_files_is_refused(tmp_path: Path) -> None:
     save_file({"something": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match=r"found no features\.0\.weight"):
         load_lpips(path, path)
-    with pytest.raises(WeightsError, match="cannot be read as weights"):
-        load_lpips(tmp_path / "missing.pth", path)
+    with pytest.raises(WeightsError, match=r"missing\.safetensors: cannot be read"):
+        load_lpips(tmp_path / "missing.safetensors", path)
+
+
+def test_a_pickle_is_refused_unopened_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    path = tmp_path / "vgg16.pth"
+    torch.save({"features.0.weight": torch.ones(1)}, path)
+    with pytest.raises(WeightsError, match=r"vgg16\.pth: a pickle can run any code.*Convert it"):
+        load_lpips(path, path)
 
 
 def test_vgg16_has_the_names_of_torchvision() -> None:

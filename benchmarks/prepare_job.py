@@ -36,8 +36,8 @@ ROWS_OF_ONE_PROCESS = 1024
 _WHAT = """
 *Rate*: {num_rows} made photographs ({per_size} different ones of each of {sizes} MP) in tars of
 {per_tar} as img2dataset makes them, prepared by `sdxl prepare TARS OUT` as a user types it on
-{num_cpus} CPUs. Beside it, before and after the job by turns: one process with one thread that does
-the same to the first {num_few} rows without Ray (it stages, puts all samples in random order,
+{num_cpus} CPUs. Beside it, before and after the job by turns: one process on one core that does the
+same to the first {num_few} rows without Ray (it stages, puts all samples in random order,
 writes, hashes and commits); and one that only reads the tars and makes the samples in memory
 (`read_slice`, `make_samples`). The job's rate is over the time from the start of its first slice to
 its last commit, by its own `_events.jsonl`. What comes before is its start-up and is given apart.
@@ -122,8 +122,8 @@ def write_tars(folder: Path, pictures: Sequence[bytes], *, num_rows: int) -> Non
 
 
 def _one_process_rate(folder: Path) -> float:
-    """Rows per second of one process, one thread, that does without Ray what the job does."""
-    out, began = folder / "one", 0.0
+    """Rows per second of one process on one core that does without Ray what the job does."""
+    out, began, cores = folder / "one", 0.0, os.sched_getaffinity(0)
 
     def begin() -> None:
         nonlocal began
@@ -131,7 +131,9 @@ def _one_process_rate(folder: Path) -> float:
 
     shutil.rmtree(out, ignore_errors=True)
     config = PrepareConfig(source=str(folder / "few"), out=str(out))
+    os.sched_setaffinity(0, {min(cores)})
     made = prepare_here(config, once_counted=begin)
+    os.sched_setaffinity(0, cores)
     last_commit = max(file.stat().st_mtime for file in (out / "_parts").iterdir())
     return made.num_samples / (last_commit - began)
 

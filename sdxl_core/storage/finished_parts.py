@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sdxl_core.contract.errors import SchemaError
 from sdxl_core.contract.reject_reasons import RejectReason
-from sdxl_core.contract.samples import rejected_schema, staged_schema
+from sdxl_core.contract.samples import SAMPLE_IMAGE_COLUMN, rejected_schema, staged_schema
 from sdxl_core.contract.seeds import row_seed
 from sdxl_core.storage.parts import FileEntry, PartRecord
 from sdxl_core.storage.previews import PREVIEWED_GROUPS, small_pictures, write_previews
@@ -175,7 +175,23 @@ def split_by_bucket(staged: pa.Table, *, seed: int) -> Iterator[tuple[Bucket, pa
     for positions in np.split(order_N, starts):
         if len(positions):
             bucket = int(height_N[positions[0]]), int(width_N[positions[0]])
-            yield bucket, plain.take(pa.array(positions))
+            yield bucket, _rows_at(plain, positions)
+
+
+def _rows_at(samples: pa.Table, positions: npt.NDArray[np.int64]) -> pa.Table:
+    """Some rows; the pictures, nearly all of the bytes, are not copied as ``take`` would."""
+    place = samples.schema.get_field_index(SAMPLE_IMAGE_COLUMN)
+    pictures = samples.column(place)
+    sizes = np.array([len(chunk) for chunk in pictures.chunks], np.int64)
+    ends = np.cumsum(sizes)
+    chunk_N = np.searchsorted(ends, positions, side="right")
+    row_N = positions - (ends - sizes)[chunk_N]
+    pieces = [
+        pictures.chunk(chunk).slice(row, 1)
+        for chunk, row in zip(chunk_N.tolist(), row_N.tolist(), strict=True)
+    ]
+    rest = samples.remove_column(place).take(pa.array(positions))
+    return rest.add_column(place, samples.field(place), pa.chunked_array(pieces, pictures.type))
 
 
 def _rows_without_moments(encoded: pa.Table) -> npt.NDArray[np.bool_]:

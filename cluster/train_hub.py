@@ -12,7 +12,8 @@ from cluster.telemetry import DRAIN_TIMEOUT_S
 logger = logging.getLogger(__name__)
 
 
-@ray.remote(num_cpus=0)
+# A hub that dies comes back empty: some reports are lost, and a wish to stop has to be said again.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)  # type: ignore[call-overload]
 class _TrainHub:
     """Holds what has not been taken yet."""
 

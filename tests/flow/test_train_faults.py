@@ -11,74 +11,30 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.resources import ClusterSize
-from jobs.train_config import TrainConfig, TrainHow
-from jobs.train_start import start
-from sdxl_core.contract.config import to_toml
+from jobs.train_config import TrainConfig
 from sdxl_core.storage.stores import open_store
-from sdxl_core.training.checkpoint_store import CheckpointRecord, committed_steps, read_record
-from tests.cluster.train_group import run_group
-from tests.cluster.train_here import train_here
+from sdxl_core.training.checkpoint_store import committed_steps, read_record
 from tests.cluster.train_samples import write_samples
 from tests.flow import kit
+from tests.flow.train_kit import (
+    command,
+    newest,
+    newest_step,
+    reports,
+    settings,
+    state_hashes,
+    undisturbed,
+)
 from tests.micro_models import MicroModels
 from tests.servers import seaweed_s3
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def settings(samples: str, out: str | Path, model: str, **more: Any) -> TrainConfig:
-    how = {"workers": 2, "checkpoint_every": 2, "report_every": 1, "retries": 3}
-    how |= {"max_failures": 20, "tensorboard": False, "device": "cpu"} | more.pop("how", {})
-    values: dict[str, Any] = {"batch": 4, "learning_rate": 1e-3, "ema_decay": 0.5}
-    values |= {"any_latents": True, "dtype": "float32", "export": "none"} | more
-    return TrainConfig(samples=samples, out=str(out), model=model, how=TrainHow(**how), **values)
-
-
-def command(config: TrainConfig, recipe: Path) -> list[str]:
-    """The command with these settings, for another process."""
-    recipe.write_text(to_toml(config))
-    where = [config.samples, config.out, "--recipe", str(recipe)]
-    return [sys.executable, "-m", "jobs", "train", *where]
-
-
-def train_straight(folder: Path, config: TrainConfig) -> None:
-    work = start(config, ClusterSize(num_cpus=4.0, num_gpus=0.0, memory_bytes=1e9)).work
-    train_here(dataclasses.replace(work, out=str(folder)))
-
-
-def undisturbed(config: TrainConfig, folder: Path) -> Path:
-    """The output of a run of the same settings that nothing happened to."""
-    folder.mkdir()
-    world_size = config.how.workers
-    run_group(train_straight, world_size=world_size, folder=folder, arguments=(config,))
-    return folder
-
-
-def newest(out: str | Path) -> CheckpointRecord:
-    store = open_store(out)
-    return read_record(store, committed_steps(store)[-1])
-
-
-def newest_step(out: str | Path) -> int:
-    return max(committed_steps(open_store(out)), default=0)
-
-
-def state_hashes(out: str | Path) -> list[str]:
-    """Of the files of the newest checkpoint: all weights, moments and running means."""
-    return [entry.sha256 for entry in newest(out).files]
-
-
-def reports(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def running_workers(process: subprocess.Popen[bytes]) -> list[int]:
@@ -174,27 +130,43 @@ def test_fault_ten_kills_of_workers_and_command_leave_the_undisturbed_bits(
 
 
 NODES = """
-import sys, threading
+import sys, threading, time
+from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from jobs.__main__ import main
 from tests.flow import kit
-from tests.flow.test_train_faults import newest_step
+from tests.flow.train_kit import newest_step
 
-out, small = sys.argv[1], {"object_store_memory": 80 << 20}
+how, out, small = sys.argv[1], sys.argv[2], {"object_store_memory": 80 << 20}
 head = {"num_cpus": 0, "include_dashboard": False, **small}
 cluster = Cluster(initialize_head=True, head_node_args=head)
 nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
 ray.init(address=cluster.address, log_to_driver=False)
+# The machine of the command is another matter: the command dies with it.
+here = ray.get_runtime_context().get_node_id()
+victim = next(node for node in nodes if node.node_id != here)
+
+def tell_that_it_goes():
+    metrics = Path(out, "metrics.jsonl")
+    kit.wait_until(lambda: metrics.exists() and metrics.stat().st_size, "a report", timeout_s=400)
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = 1000 * (time.time() + 300)
+    gcs = ray._raylet.GcsClient(address=cluster.address)
+    accepted, why_not = gcs.drain_node(victim.node_id, preemption, "", int(deadline_ms))
+    assert accepted, why_not
 
 def lose_a_node():
+    if how == "told":
+        tell_that_it_goes()
     kit.wait_until(lambda: newest_step(out), "a checkpoint", timeout_s=400)
-    cluster.remove_node(nodes[0], allow_graceful=False)
+    cluster.remove_node(victim, allow_graceful=False)
     print("a node is gone", flush=True)
 
 thread = threading.Thread(target=lose_a_node)
 thread.start()
-code = main(sys.argv[2:])
+code = main(sys.argv[3:])
 thread.join()
 ray.shutdown()
 cluster.shutdown()
@@ -202,20 +174,26 @@ sys.exit(code)
 """
 
 
+def lose_a_node(how: str, config: TrainConfig, folder: Path) -> None:
+    """Runs the command on two machines, one of which goes; ``how`` is "told" or "untold"."""
+    log = folder / "log"
+    first, *_, recipe = command(config, folder / "recipe.toml")
+    job = ["train", config.samples, config.out, "--recipe", recipe]
+    # Ray Train waits so long for a machine that it does not know to be gone yet.
+    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    code = kit.run_command([first, "-c", NODES, how, config.out, *job], log, env, timeout_s=800)
+    assert code == 0, log.read_text(errors="replace")[-3000:]
+    assert "a node is gone" in log.read_text(errors="replace")
+
+
 @pytest.mark.multinode
 def test_fault_lost_node_leaves_a_smaller_group_that_sees_the_rest_of_the_same_data(
     samples: str, models: MicroModels, tmp_path: Path
 ) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
+    out = tmp_path / "out"
     how = {"min_workers": 1, "keep_checkpoints": 100}
     config = settings(samples, out, models.base, steps=30, how=how)
-    first, *_, recipe = command(config, tmp_path / "recipe.toml")
-    job = ["train", samples, str(out), "--recipe", recipe]
-    # Ray Train waits so long for a machine that it does not know to be gone yet.
-    env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-    code = kit.run_command([first, "-c", NODES, str(out), *job], log, env, timeout_s=800)
-    assert code == 0, log.read_text(errors="replace")[-3000:]
-    assert "a node is gone" in log.read_text(errors="replace")
+    lose_a_node("untold", config, tmp_path)
     store = open_store(out)
     sizes = [read_record(store, step).world_size for step in committed_steps(store)]
     assert (sizes[0], sizes[-1]) == (2, 1)
@@ -230,6 +208,22 @@ def test_fault_lost_node_leaves_a_smaller_group_that_sees_the_rest_of_the_same_d
             n for n in other if n.startswith("loss_by")
         }
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3), mine["step"]
+
+
+@pytest.mark.multinode
+def test_fault_node_that_is_told_to_go_leaves_a_checkpoint_of_that_moment(
+    samples: str, models: MicroModels, tmp_path: Path
+) -> None:
+    out, steps = tmp_path / "out", 600
+    how = {"min_workers": 1, "keep_checkpoints": 100, "checkpoint_every": 10 * steps}
+    config = settings(samples, out, models.base, steps=steps, how=how)
+    lose_a_node("told", config, tmp_path)
+    store = open_store(out)
+    first, *_, last = committed_steps(store)
+    assert 0 < first < last == steps
+    assert (read_record(store, first).world_size, newest(out).world_size) == (2, 1)
+    assert newest(out).num_samples == steps * config.batch
+    assert [line["step"] for line in reports(out)] == list(range(1, steps + 1))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,58 @@
+"""Options that say how a step is computed: the same samples, losses and weights as without them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cluster.train_group import run_group, same_bits, state_of
+from tests.cluster.train_here import train_here
+from tests.cluster.train_samples import write_samples
+from tests.cluster.train_work import train_work
+from tests.micro_models import write_models
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def train_offloaded(folder: Path, model: str, samples: str) -> None:
+    for stage in (1, 2, 3):
+        states = []
+        for is_offloaded in (False, True):
+            out = folder / f"out-{stage}-{is_offloaded}"
+            work = train_work(samples, model, out, zero_stage=stage, offload_optimizer=is_offloaded)
+            ingest = dataclasses.replace(work.ingest, world_size=2, num_accumulated=1)
+            states.append(state_of(train_here(dataclasses.replace(work, ingest=ingest))))
+        assert same_bits(*states), stage
+
+
+def test_optimizer_in_the_hosts_memory_gives_the_same_bits_at_every_stage(tmp_path: Path) -> None:
+    model = write_models(tmp_path / "models").base
+    samples = write_samples(tmp_path / "samples", model_digest="m")
+    run_group(train_offloaded, world_size=2, folder=tmp_path, arguments=(model, samples))
+
+
+def train_with(folder: Path, model: str, samples: str) -> None:
+    for name in ("plain", "compile", "channels_last", "activation_checkpointing"):
+        options = {} if name == "plain" else {name: True}
+        work = train_work(samples, model, folder / name, num_steps=3, **options)
+        exact = dataclasses.replace(work, precision="float32", frozen_precision="float32")
+        train_here(exact)
+        torch.compiler.reset()
+
+
+@pytest.mark.timeout(1500)
+def test_other_ways_to_compute_a_step_give_the_same_losses(tmp_path: Path) -> None:
+    model = write_models(tmp_path / "models").base
+    samples = write_samples(tmp_path / "samples", model_digest="m")
+    run_group(train_with, world_size=1, folder=tmp_path, arguments=(model, samples))
+    plain = losses(tmp_path / "plain")
+    assert len(plain) == 3
+    assert losses(tmp_path / "activation_checkpointing") == plain
+    for name in ("compile", "channels_last"):
+        assert losses(tmp_path / name) == pytest.approx(plain, rel=1e-4), name

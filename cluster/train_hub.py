@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 # A hub that dies comes back empty: some reports are lost, and a wish to stop has to be said again.
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)  # type: ignore[call-overload]
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _TrainHub:
     """Holds what has not been taken yet."""
 

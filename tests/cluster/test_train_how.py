@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.cluster.train_group import run_group, same_bits, state_of
 from tests.cluster.train_here import train_here
@@ -37,22 +36,20 @@ def test_optimizer_in_the_hosts_memory_gives_the_same_bits_at_every_stage(tmp_pa
     run_group(train_offloaded, world_size=2, folder=tmp_path, arguments=(model, samples))
 
 
-def train_with(folder: Path, model: str, samples: str) -> None:
-    for name in ("plain", "compile", "channels_last", "activation_checkpointing"):
+def train_with(folder: Path, model: str, samples: str, names: tuple[str, ...]) -> None:
+    for name in names:
         options = {} if name == "plain" else {name: True}
         work = train_work(samples, model, folder / name, num_steps=3, **options)
         exact = dataclasses.replace(work, precision="float32", frozen_precision="float32")
         train_here(exact)
-        torch.compiler.reset()
 
 
-@pytest.mark.timeout(1500)
 def test_other_ways_to_compute_a_step_give_the_same_losses(tmp_path: Path) -> None:
     model = write_models(tmp_path / "models").base
     samples = write_samples(tmp_path / "samples", model_digest="m")
-    run_group(train_with, world_size=1, folder=tmp_path, arguments=(model, samples))
+    names = ("plain", "channels_last", "activation_checkpointing")
+    run_group(train_with, world_size=1, folder=tmp_path, arguments=(model, samples, names))
     plain = losses(tmp_path / "plain")
     assert len(plain) == 3
     assert losses(tmp_path / "activation_checkpointing") == plain
-    for name in ("compile", "channels_last"):
-        assert losses(tmp_path / name) == pytest.approx(plain, rel=1e-4), name
+    assert losses(tmp_path / "channels_last") == pytest.approx(plain, rel=1e-4)

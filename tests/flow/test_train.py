@@ -19,9 +19,10 @@ from jobs.train import plan, run
 from jobs.train_config import TrainConfig, TrainHow
 from sdxl_core.contract.errors import ConfigError
 from sdxl_core.storage.stores import open_store
-from sdxl_core.training.checkpoint_store import committed_steps, read_record
+from sdxl_core.training.checkpoint_store import committed_steps
 from tests.cluster.train_samples import write_samples
 from tests.flow import kit, prepare_kit
+from tests.flow.train_kit import state_hashes
 from tests.micro_models import MicroModels
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -57,12 +58,6 @@ def command(samples: str, out: Path, model: str, *flags: str) -> list[str]:
         "--any-latents", "--how.workers", "2", "--how.checkpoint-every", "2",
         "--how.report-every", "1", "--how.retries", "2", *flags,
     ]  # fmt: skip
-
-
-def state_hashes(out: Path) -> list[str]:
-    """Hashes of the files of the newest checkpoint: all weights, moments and running means."""
-    store = open_store(out)
-    return [entry.sha256 for entry in read_record(store, committed_steps(store)[-1]).files]
 
 
 def workers(pid: int) -> list[int]:

@@ -19,7 +19,8 @@ def map_in_order(
     """``function`` of each item, in the order of the items, computed by ``num_threads`` threads.
 
     Unlike ``Executor.map`` it takes items only as results are consumed, so a million items or large
-    results cost nothing. The first exception ends it. Items are made by the thread that consumes.
+    results cost nothing. The first exception ends it, once the calls that have begun are over;
+    whoever leaves early does not wait for them. Items are made by the thread that consumes.
 
     Args:
         function: of one item.
@@ -38,5 +39,12 @@ def map_in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
+    except GeneratorExit:
+        # Whoever left it may be the garbage collector, in any thread and in the middle of that
+        # thread's own start or end: to wait for threads there can wait for ever.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()

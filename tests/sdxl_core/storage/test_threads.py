@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 import time
 from collections.abc import Iterator
 
@@ -40,6 +41,41 @@ def test_first_error_ends_it() -> None:
 
     with pytest.raises(ZeroDivisionError):
         list(map_in_order(inverse, [2, 1, 0, 1], num_threads=2))
+
+
+def test_leaving_early_waits_for_no_thread() -> None:
+    """The garbage collector may leave it, within any thread's own start: waiting never ends."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def held_up(number: int) -> int:
+        if number:
+            begun.set()
+            assert gate.wait(20)
+        return number
+
+    results = map_in_order(held_up, range(9), num_threads=1, num_ahead=2)
+    assert next(results) == 0
+    assert begun.wait(20)
+    started = time.monotonic()
+    results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 10
+    gate.set()
+
+
+def test_an_error_waits_for_the_calls_that_have_begun() -> None:
+    begun, ended = threading.Event(), []
+
+    def call(number: int) -> None:
+        if number == 0:
+            assert begun.wait(20)
+            raise ZeroDivisionError
+        begun.set()
+        time.sleep(0.2)
+        ended.append(number)
+
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_order(call, range(2), num_threads=2, num_ahead=2))
+    assert ended == [1]
 
 
 def test_no_items_give_no_results() -> None:

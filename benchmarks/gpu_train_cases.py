@@ -23,8 +23,8 @@ from sdxl_core.training.objective import DiffusionBatch
 from sdxl_core.training.seeded_objective import Objective, ObjectiveTables, losses_of_samples
 
 ATTENTION = {
-    "flash": [SDPBackend.FLASHATTENTION, SDPBackend.EFFICIENTATTENTION, SDPBackend.MATH],
-    "cudnn": [SDPBackend.CUDNNATTENTION, SDPBackend.FLASHATTENTION, SDPBackend.MATH],
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
 }
 
 

@@ -24,7 +24,7 @@ from cluster.telemetry import EventLog, drain, start_hub
 from sdxl_core.contract.errors import ResourceError
 from sdxl_core.storage.stores import Store
 
-# A finish task holds the pictures of its group, and once more those of its largest bucket.
+# A finish task holds the pictures of its group, and once more those of the two files in the making.
 _MEMORY_PER_GROUP_BYTE = 2.5
 
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_STEPS = 4
 # Numbers of a report that are not of the clock or the machine.
-_COMPARED = ("step", "loss", "gradient_norm", "psnr_db", "ssim", "holdout/loss", "holdout/psnr_db")
+_COMPARED = ("step", "loss", "grad_norm", "psnr_db", "ssim", "holdout/loss", "holdout/psnr_db")
 
 
 def short_run(samples: str, out: Path, model: str, **more: Any) -> TrainConfig:

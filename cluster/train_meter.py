@@ -181,6 +181,7 @@ def report_line(step: int, num_steps: int, values: Mapping[str, Any]) -> str:
         ("loss", "loss {:.4f}"),
         ("holdout/loss", "held out {:.4f}"),
         ("psnr_db", "PSNR {:.1f} dB"),
+        ("holdout/rfid", "rFID {:.2f}"),
         ("grad_norm", "norm {:.2f}"),
         ("learning_rate", "lr {:.2e}"),
         ("samples_per_s", "{:.1f} samples/s"),

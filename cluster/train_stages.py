@@ -3,6 +3,7 @@ beside its discriminator. The loop does not know which."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from sdxl_core.training.perceptual import PerceptualDistance
 from sdxl_core.training.seeded_batches import SampleBatch
 from sdxl_core.training.seeded_objective import Objective, SampleLosses, losses_of_samples
 
+if TYPE_CHECKING:  # its library is imported by those who measure
+    from sdxl_core.nets.inception import InceptionFeatures
+
 LossesOf = Callable[[ZeroEngine, SampleBatch, int], SampleLosses]
 """From the engine, samples, and global batches done before: the samples' losses."""
 
@@ -38,12 +42,15 @@ class TrainStage:
         held_losses_of: the same for samples that are measured only: nothing is dropped, and no
             discriminator is asked.
         frozen: the networks that samples go through; None where there are none.
+        picture_features: from uint8 pictures (B, 3, H, W) to the features (B, D) that rFID compares
+            held-out pictures by; None where it is not measured.
     """
 
     network: nn.Module
     losses_of: LossesOf
     held_losses_of: LossesOf
     frozen: FrozenParts | None
+    picture_features: "InceptionFeatures | None" = None
 
 
 def make_stage(work: TrainWork, device: str) -> TrainStage:
@@ -92,6 +99,7 @@ def _diffusion_losses(
 def _autoencoder_stage(work: TrainWork, device: str) -> TrainStage:
     assert work.autoencoder is not None
     objective, perceptual = work.autoencoder.objective, work.autoencoder.perceptual().to(device)
+    features = work.autoencoder.picture_features() if work.holdout is not None else None
     return TrainStage(
         network=load_autoencoder(work),
         losses_of=_picture_losses(objective, perceptual, device),
@@ -99,6 +107,7 @@ def _autoencoder_stage(work: TrainWork, device: str) -> TrainStage:
             dataclasses.replace(objective, adversarial_weight=0.0), perceptual, device
         ),
         frozen=None,
+        picture_features=None if features is None else features.to(device),
     )
 
 

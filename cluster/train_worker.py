@@ -150,7 +150,7 @@ def _validate(
         pictures = render(engine, stage.frozen.model, work.validation.requests)
         if teller is not None:
             teller.show(progress.step, pictures)
-    return {} if held is None else held.measure(engine, stage.held_losses_of, device=device)
+    return {} if held is None else held.measure(engine, stage, device=device)
 
 
 def _device(work: TrainWork) -> str:

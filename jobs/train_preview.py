@@ -119,10 +119,18 @@ def _workers(work: TrainWork) -> str:
 def _holdout_lines(work: TrainWork) -> list[str]:
     if work.holdout is None:
         return []
-    return [
+    lines = [
         f"beside them {work.ingest.holdout:g} of all samples are set aside; the loss of "
         f"{len(work.holdout.rows)} of these is measured every {work.holdout.every} steps"
     ]
+    if work.autoencoder is not None:
+        inception = work.autoencoder.inception
+        lines.append(
+            f"their rFID is measured with {inception}"
+            if inception
+            else "their rFID is not: --vae.inception names no network"
+        )
+    return lines
 
 
 def state_bytes(

@@ -88,6 +88,7 @@ def autoencoder_settings(config: TrainConfig) -> AutoencoderSettings | None:
         discriminator_channels=options.discriminator_channels,
         discriminator_layers=options.discriminator_layers,
         lpips=(options.lpips_vgg, options.lpips_channels) if options.lpips_vgg else None,
+        inception=options.inception,
     )
 
 

@@ -12,7 +12,7 @@ from cluster.train_validation import Validation, read_validation_prompts
 from cluster.train_work import Holdout, TrainWork
 from jobs.train_config import TrainConfig
 from jobs.train_identity import scheduler_digest, training_fingerprint
-from jobs.train_preflight import refuse_impossible, refuse_workers
+from jobs.train_preflight import refuse_impossible, refuse_one_picture, refuse_workers
 from jobs.train_settings import objective_of, plan_settings, work_of
 from sdxl_core.contract.config import refuse_mismatch
 from sdxl_core.contract.errors import ConfigError
@@ -165,6 +165,7 @@ def _set_aside(
         retries=config.how.retries,
         timeout_s=config.how.timeout_s,
     )
+    refuse_one_picture(config, len(rows))
     return kept, Holdout(rows=tuple(rows), every=config.how.validate_every)
 
 

@@ -27,6 +27,9 @@ class AutoencoderOptions:
     lpips_channels: Location = ""
     """Channel weights of LPIPS 0.1 for VGG as safetensors, a local file here and on every
     worker."""
+    inception: Location = ""
+    """FID's Inception network as safetensors, a local file here and on every worker: rFID of the
+    --holdout pictures is measured with it."""
 
     def __post_init__(self) -> None:
         channels = self.discriminator_channels

@@ -26,7 +26,8 @@ from sdxl_core.training.perceptual import PerceptualDistance, RandomFeatures, lo
 from sdxl_core.training.picture_metrics import psnr, ssim
 from sdxl_core.training.seeded_objective import SampleLosses
 
-if TYPE_CHECKING:  # its library is imported by those who load one
+if TYPE_CHECKING:  # their libraries are imported by those who load one
+    from sdxl_core.nets.inception import InceptionFeatures
     from sdxl_core.nets.vae import AutoencoderKL
 
 AUTOENCODER_PREFIX = "autoencoder.autoencoder."
@@ -54,6 +55,8 @@ class AutoencoderSettings:
     discriminator_layers: int = 3
     lpips: tuple[str, str] | None = None
     """Files of VGG-16 and of LPIPS's channel weights; None: features of a fixed random network."""
+    inception: str = ""
+    """File of FID's Inception network, for rFID; "": it is not measured."""
 
     def perceptual(self) -> PerceptualDistance:
         """Returns the perceptual distance.
@@ -65,6 +68,18 @@ class AutoencoderSettings:
             return PerceptualDistance(RandomFeatures())
         vgg_path, channels_path = self.lpips
         return load_lpips(Path(vgg_path), Path(channels_path))
+
+    def picture_features(self) -> "InceptionFeatures | None":
+        """Returns what rFID looks through, see ``InceptionFeatures``; None if it is not measured.
+
+        Raises:
+            WeightsError: the file cannot be read.
+        """
+        if not self.inception:
+            return None
+        from sdxl_core.nets.inception import load_inception
+
+        return load_inception(Path(self.inception))
 
 
 class AdversarialPair(nn.Module):
@@ -98,7 +113,8 @@ class AdversarialPair(nn.Module):
         perceptual: PerceptualDistance,
     ) -> dict[str, Tensor]:
         """Returns ``total``, a scalar with gradient; ``kept``, the autoencoder's loss without the
-        discriminator's say; and ``LOSS_PARTS``, each (B). Arguments as in ``losses_of_pictures``.
+        discriminator's say; ``decoded``, pictures (B, C, H, W) in [-1, 1]; and ``LOSS_PARTS``, each
+        (B). Arguments as in ``losses_of_pictures``.
 
         All is done in here because a launcher may watch the backward passes through what it gets
         from a network, and the weight between the losses takes two of its own.
@@ -132,7 +148,8 @@ class AdversarialPair(nn.Module):
             name: part.detach().float().expand(size)
             for name, part in zip(LOSS_PARTS, parts, strict=True)
         }
-        return {"total": found.total + own, "kept": kept.detach(), **told}
+        total = found.total + own
+        return {"total": total, "kept": kept.detach(), "decoded": pictures_BCHW, **told}
 
 
 def autoencoder_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,7 +183,8 @@ def losses_of_pictures(
 
     Returns:
         ``loss_B`` is the sum of both losses, the same for all samples of the batch; ``error_B`` is
-        the autoencoder's without the discriminator's say, likewise; ``parts`` are ``LOSS_PARTS``.
+        the autoencoder's without the discriminator's say, likewise; ``parts`` are ``LOSS_PARTS``;
+        ``decoded_BCHW`` are within [-1, 1].
     """
     found = pair(images_BCHW, seeds, objective=objective, step=step, perceptual=perceptual)
     size = len(images_BCHW)
@@ -175,6 +193,7 @@ def losses_of_pictures(
         error_B=found["kept"].expand(size),
         timestep_B=torch.zeros(size, dtype=torch.int64, device=images_BCHW.device),
         parts={name: found[name] for name in LOSS_PARTS},
+        decoded_BCHW=found["decoded"],
     )
 
 
@@ -183,6 +202,11 @@ def pictures_of(images_BHWC: Any, device: torch.device | str) -> Tensor:
     # A copy: arrays out of the object store cannot be written to, which torch warns of.
     rgb_BCHW = torch.tensor(images_BHWC).to(device, non_blocking=True).permute(0, 3, 1, 2)
     return rgb_BCHW.float() / 127.5 - 1
+
+
+def bytes_of(images_BCHW: Tensor) -> Tensor:
+    """Returns pictures in [-1, 1] as uint8 (B, 3, H, W); the inverse of ``pictures_of``."""
+    return ((images_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def refuse_small_pictures(sizes: Sequence[tuple[int, int]], *, num_layers: int) -> None:

@@ -1,6 +1,8 @@
-"""How close decoded pictures are to their originals: PSNR and SSIM.
+"""How close decoded pictures are to their originals: PSNR and SSIM of each, the Fréchet distance of
+all.
 
-Legend of shape suffixes: B batch, C channels, H height, W width, K side of the window.
+Legend of shape suffixes: B batch, C channels, H height, W width, K side of the window, N pictures,
+D features.
 """
 
 import torch
@@ -54,6 +56,42 @@ def ssim(first_BCHW: Tensor, second_BCHW: Tensor, *, value_range: float = 2.0) -
     luminance = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
     structure = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
     return (luminance * structure).flatten(1).mean(1).float()
+
+
+def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
+    """Returns the squared Fréchet distance of two normal distributions that have the means and
+    covariances of these features: FID (arXiv:1706.08500, equation 6) if they are Inception's.
+
+    It falls with the number of pictures: only distances of equally many compare.
+
+    Args:
+        first_ND: features of pictures.
+        second_ND: features of other pictures; their number may differ.
+
+    Raises:
+        ConfigError: fewer than two pictures, which have no covariance.
+    """
+    # Imported here: it brings torchvision, which takes seconds that few processes need to spend.
+    from sdxl_core.nets.torchvision_ops import declare_missing_torchvision_ops
+
+    declare_missing_torchvision_ops()
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    if min(len(first_ND), len(second_ND)) < 2:
+        raise ConfigError(
+            f"Fréchet distance: found {len(first_ND)} and {len(second_ND)} pictures, expected two "
+            "or more of each"
+        )
+    both = [features_ND.double().cpu() for features_ND in (first_ND, second_ND)]
+    all_ND = torch.cat(both)
+    if len(all_ND) < all_ND.shape[1]:
+        # A few pictures span a small space, and turning it changes no distance: there the library
+        # takes the root of a small matrix instead of one that is nearly all zeros.
+        basis_DN = torch.linalg.qr(all_ND.T).Q
+        both = [features_ND @ basis_DN for features_ND in both]
+    statistics = [fid_features_to_statistics(features_ND) for features_ND in both]
+    (distance,) = fid_statistics_to_metric(*statistics, verbose=False).values()
+    return float(distance)
 
 
 def _window_mean(values_BCHW: Tensor) -> Tensor:

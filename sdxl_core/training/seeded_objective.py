@@ -79,13 +79,15 @@ class SampleLosses:
 
     ``loss_B`` (float32) is what is trained, its mean over the global batch; ``error_B`` is the same
     without weights and without gradient, for telemetry; ``timestep_B`` is int64. ``parts`` are
-    float32[B] too, without gradient: what else the stage tells, by name.
+    float32[B] too, without gradient: what else the stage tells, by name. ``decoded_BCHW`` are
+    pictures in [-1, 1], float32, without gradient, where the stage decodes any.
     """
 
     loss_B: Tensor
     error_B: Tensor
     timestep_B: Tensor
     parts: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    decoded_BCHW: Tensor | None = None
 
 
 def losses_of_samples(

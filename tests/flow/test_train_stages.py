@@ -15,12 +15,22 @@ from sdxl_core.training.lora_export import DIFFUSERS_FILE, KOHYA_FILE
 from tests.cluster.train_samples import write_samples
 from tests.flow.train_kit import reports, settings, state_hashes, undisturbed
 from tests.micro_models import MicroModels
+from tests.random_inception import write_random_inception
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_STEPS = 4
 # Numbers of a report that are not of the clock or the machine.
-_COMPARED = ("step", "loss", "grad_norm", "psnr_db", "ssim", "holdout/loss", "holdout/psnr_db")
+_COMPARED = (
+    "step",
+    "loss",
+    "grad_norm",
+    "psnr_db",
+    "ssim",
+    "holdout/loss",
+    "holdout/psnr_db",
+    "holdout/rfid",
+)
 
 
 def short_run(samples: str, out: Path, model: str, **more: Any) -> TrainConfig:
@@ -74,7 +84,10 @@ def test_autoencoder_and_held_out_pictures_as_a_job(
 ) -> None:
     samples = write_samples(tmp_path / "samples", model_digest="x", latents=False)
     vae = AutoencoderOptions(
-        discriminator_after=2, discriminator_channels=8, discriminator_layers=2
+        discriminator_after=2,
+        discriminator_channels=8,
+        discriminator_layers=2,
+        inception=str(write_random_inception(tmp_path / "fid.safetensors")),
     )
     config = short_run(samples, tmp_path / "out", models.base, stage="vae", vae=vae, export="ema")
     summary = run(config)
@@ -83,5 +96,6 @@ def test_autoencoder_and_held_out_pictures_as_a_job(
     lines = reports(tmp_path / "out")
     assert [line["adversarial_factor"] > 0 for line in lines] == [False, False, True, True]
     assert [line["step"] for line in lines if "holdout/psnr_db" in line] == [2, 4]
+    assert [line["step"] for line in lines if "holdout/rfid" in line] == [2, 4]
     assert summary.model is not None
     assert changed_networks(models.base, summary.model) == {"vae"}

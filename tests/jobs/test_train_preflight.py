@@ -1,5 +1,6 @@
 """What `sdxl train` refuses before it begins. No Ray; what must not be looked at is not there."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 
 from cluster.resources import ClusterSize
 from jobs.train_config import TrainConfig, TrainHow
+from jobs.train_preview import preview
 from jobs.train_start import open_output, start
+from jobs.train_vae import AutoencoderOptions
 from sdxl_core.contract.errors import ConfigError, ResourceError, SdxlError
 from tests.cluster.train_samples import write_samples
 from tests.micro_models import MicroModels, write_models
@@ -46,6 +49,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> MicroModels:
         (
             {"how": TrainHow(workers=2, min_workers=3)},
             r"how\.min_workers: found 3, but there are 2 workers at most",
+        ),
+        (
+            {"stage": "vae", "vae": AutoencoderOptions(inception="fid.safetensors")},
+            r"vae\.inception: found fid\.safetensors in the stage vae with --holdout 0",
+        ),
+        (
+            {"holdout": 0.1, "vae": AutoencoderOptions(inception="fid.safetensors")},
+            r"found fid\.safetensors in the stage base with .* expected --stage vae",
+        ),
+        (
+            {
+                "stage": "vae",
+                "holdout": 0.1,
+                "vae": AutoencoderOptions(inception="/nowhere/fid.safetensors"),
+            },
+            r"/nowhere/fid\.safetensors is no file; expected FID's Inception network",
+        ),
+        (
+            {"stage": "vae", "holdout": 0.1, "vae": AutoencoderOptions(inception="fid.pth")},
+            r"vae\.inception: fid\.pth: a pickle can run any code",
         ),
         ({"how": TrainHow(trackers=("mlflow",))}, r"pip install 'sdxl-ray\[mlflow\]'"),
     ],
@@ -102,3 +125,28 @@ def test_what_samples_and_model_tell_is_refused_before_the_ids_of_all_samples_ar
     config = TrainConfig(samples=samples, out=str(tmp_path / "o"), model=models.base, **values)
     with pytest.raises(SdxlError, match=message):
         start(config, SIZE)
+
+
+def test_rfid_of_one_picture_is_refused(models: MicroModels, tmp_path: Path) -> None:
+    samples = write_samples(tmp_path / "samples", model_digest="x", latents=False)
+    inception = tmp_path / "fid.safetensors"
+    inception.touch()
+    config = TrainConfig(
+        samples=samples,
+        out=str(tmp_path / "o"),
+        model=models.base,
+        stage="vae",
+        vae=AutoencoderOptions(inception=str(inception), discriminator_layers=2),
+        holdout=0.3,
+        holdout_samples=1,
+        batch=4,
+    )
+    with pytest.raises(ConfigError, match=r"vae\.inception: found 1 picture to measure"):
+        start(config, SIZE)
+    two = dataclasses.replace(config, holdout_samples=2)
+    without = dataclasses.replace(two, vae=AutoencoderOptions(discriminator_layers=2))
+    for allowed, told in (
+        (two, f"rFID is measured with {inception}"),
+        (without, "their rFID is not: --vae.inception names no network"),
+    ):
+        assert any(told in line for line in preview(start(allowed, SIZE)).lines)

@@ -12,6 +12,7 @@ from sdxl_core.training.autoencoder_network import (
     AdversarialPair,
     AutoencoderSettings,
     autoencoder_parameters,
+    bytes_of,
     losses_of_pictures,
     pictures_of,
     refuse_small_pictures,
@@ -119,6 +120,13 @@ def test_pictures_span_minus_one_to_one() -> None:
     assert rgb_BCHW.shape == (1, 3, 8, 2)
     assert rgb_BCHW[..., 0].eq(-1).all()
     assert rgb_BCHW[..., 1].eq(1).all()
+
+
+def test_pictures_come_back_as_the_bytes_that_they_were() -> None:
+    images_BHWC = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
+    back_BCHW = bytes_of(pictures_of(images_BHWC.numpy(), "cpu"))
+    assert torch.equal(back_BCHW, images_BHWC.permute(0, 3, 1, 2))
+    assert bytes_of(torch.full((1, 3, 2, 2), 1.2)).eq(255).all()
 
 
 @pytest.mark.parametrize("num_layers", [2, 3, 4])

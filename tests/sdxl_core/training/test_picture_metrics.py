@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from sdxl_core.contract.errors import ConfigError
-from sdxl_core.training.picture_metrics import psnr, ssim
+from sdxl_core.training.picture_metrics import frechet_distance, psnr, ssim
 
 
 def _pictures(num: int, height_px: int = 14, width_px: int = 13) -> Tensor:
@@ -74,3 +75,42 @@ def test_ssim_of_pictures_smaller_than_the_window_is_refused() -> None:
     small = torch.zeros(1, 3, 10, 40)
     with pytest.raises(ConfigError, match="found pictures of 10x40 px"):
         ssim(small, small)
+
+
+def _white(num: int, seed: int) -> Tensor:
+    """Features (num, 3) whose mean is 0 and whose covariance is 1, to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    features_ND = torch.randn(num, 3, generator=generator, dtype=torch.float64)
+    features_ND -= features_ND.mean(0)
+    _, vectors = torch.linalg.eigh(features_ND.T @ features_ND)
+    turned_ND = features_ND @ vectors
+    return turned_ND / turned_ND.square().sum(0).div(num - 1).sqrt()
+
+
+def test_frechet_distance_of_known_distributions_is_the_formula() -> None:
+    """With covariances that commute, the distance of means plus that of standard deviations."""
+    means, deviations = (
+        torch.tensor([[1.0, 2, 3], [1, 4, 0]]),
+        torch.tensor([[1.0, 2, 5], [3, 2, 1]]),
+    )
+    first, second = (
+        _white(num, num) * deviation + mean
+        for num, deviation, mean in zip((40, 70), deviations, means, strict=True)
+    )
+    expected = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
+    assert frechet_distance(first, second) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(first, first.float()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_frechet_distance_of_few_pictures_is_the_librarys() -> None:
+    generator = torch.Generator().manual_seed(2)
+    first = torch.rand(20, 300, generator=generator, dtype=torch.float64)
+    second = first[:15] ** 2
+    theirs = fid_statistics_to_metric(*map(fid_features_to_statistics, (first, second)), False)
+    expected = theirs["frechet_inception_distance"]
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_distance_needs_a_covariance() -> None:
+    with pytest.raises(ConfigError, match="found 1 and 40 pictures, expected two or more"):
+        frechet_distance(_white(40, 0)[:1], _white(40, 0))

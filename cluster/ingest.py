@@ -4,6 +4,7 @@
     read task           one unit of the samples -> Arrow table in the object store
     gather task         a global batch's rows of those tables -> a ``SampleBatch`` for each forward
                         pass of each worker
+    encoder (an actor)  pictures and captions of one -> latents and texts, if the run has encoders
 
 A unit is read once for all workers and kept while its window is open. A unit that cannot be read
 stops the run with the name of its file: no row is skipped. Which rows a worker gets is decided by
@@ -12,11 +13,12 @@ stops the run with the name of its file: no row is skipped. Which rows a worker 
 
 import collections
 import dataclasses
+import itertools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -158,9 +160,17 @@ def local_steps(work: IngestWork, *, start: int, rank: int) -> Iterator[RankStep
         )
 
 
-def start_feeder(work: IngestWork, *, start: int, name: str) -> None:
-    """Starts the actor that ``ray_steps`` of every worker speaks to; it ends with this process."""
-    _FEEDERS[name] = ray.remote(Feeder).options(num_cpus=0, name=name).remote(work, start)
+def start_feeder(work: IngestWork, *, start: int, name: str, encoders: Sequence[Any] = ()) -> None:
+    """Starts the actor that ``ray_steps`` of every worker speaks to; it ends with this process.
+
+    Args:
+        work: what is to be delivered.
+        start: the first global batch that any worker will ask for.
+        name: of the actor.
+        encoders: see ``Feeder``.
+    """
+    feeder = ray.remote(Feeder).options(num_cpus=0, name=name)
+    _FEEDERS[name] = feeder.remote(work, start, list(encoders))
 
 
 # A named actor lives as long as a handle of it is kept.
@@ -196,10 +206,13 @@ class Feeder:
     Args:
         work: what is to be delivered.
         start: the first global batch that any worker will ask for.
+        encoders: actors with a method ``encode``, from ``SampleBatch`` to ``SampleBatch``, that all
+            batches go through in turn; without any they are delivered as they were read.
     """
 
-    def __init__(self, work: IngestWork, start: int) -> None:
-        self._work = work
+    def __init__(self, work: IngestWork, start: int, encoders: Sequence[Any] = ()) -> None:
+        self._work, self._encoders = work, itertools.cycle(encoders)
+        self._has_encoders = bool(encoders)
         self._batches = plan_batches(
             work.manifest, work.plan, start=start, world_batch_multiple=work.batch_multiple
         )
@@ -236,6 +249,8 @@ class Feeder:
         slices = share_out(batch, self._work)
         made = self._gather.remote(batch, slices, self._work.view, numbers, *tables)
         references = [made] if len(slices) == 1 else made
+        if self._has_encoders:
+            references = [next(self._encoders).encode.remote(batch) for batch in references]
         self._ready[self._next] = (batch.epoch, batch.bucket, references)
         self._next += 1
         _forget(self._units, self._work.num_units_kept)

@@ -59,15 +59,26 @@ def load_autoencoder(work: TrainWork) -> AdversarialPair:
     return trained
 
 
-def load_frozen(work: TrainWork, device: str) -> FrozenParts:
-    """The networks that samples go through, as far as this run needs them."""
+def load_frozen(work: TrainWork, device: str, *, encodes: bool) -> FrozenParts:
+    """The networks that samples go through, as far as this run needs them.
+
+    Args:
+        work: the run.
+        device: of the networks.
+        encodes: do samples go through them here, or come encoded.
+
+    Raises:
+        WeightsError: the model's files cannot be read.
+    """
     components = []
     assert work.objective is not None
     drops_text = work.kind == "refiner" and work.objective.dropout.text > 0
-    if work.ingest.view.texts == "live" or drops_text or work.validation is not None:
+    takes_text = encodes and work.ingest.view.texts == "live"
+    if takes_text or drops_text or work.validation is not None:
         components += ["text_encoder_2"]
         components += ["text_encoder"] if work.kind == "base" else []
-    if work.ingest.view.pixels == "images" or work.validation is not None:
+    takes_pictures = encodes and work.ingest.view.pixels == "images"
+    if takes_pictures or work.validation is not None:
         components += ["vae"]
     model = load_model(
         work.model,

@@ -5,10 +5,11 @@ and starts all of them again when that changes. The global batch stays what it i
 any number share it evenly or are refused beforehand.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
-from cluster.resources import ClusterSize
+from cluster.resources import ENCODER_CPUS, ClusterSize
 from sdxl_core.contract.errors import ConfigError, ResourceError
 
 # CPUs of one light task that reads samples, and CPUs that the workers leave to all of them.
@@ -61,6 +62,30 @@ def refuse_sizes(batch_size: int, sizes: Sequence[int], micro_batch_size: int) -
         )
 
 
+def beside_encoders(size: ClusterSize, num_encoders: int, device: str) -> ClusterSize:
+    """What the encoders leave of a cluster.
+
+    Args:
+        size: of the cluster.
+        num_encoders: with a GPU each where there are any.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ResourceError: nothing is left for a worker.
+    """
+    if not num_encoders:
+        return size
+    num_gpus = size.num_gpus - num_encoders if device == "cuda" else size.num_gpus
+    num_cpus = size.num_cpus - num_encoders * ENCODER_CPUS
+    if (device == "cuda" and num_gpus < 1) or num_cpus <= 0:
+        raise ResourceError(
+            f"how.encoders: {num_encoders} encoders x (1 GPU, {ENCODER_CPUS} CPUs), but the "
+            f"cluster has {size.num_gpus:g} GPUs, {size.num_cpus:g} CPUs, workers included. Use "
+            "fewer encoders"
+        )
+    return dataclasses.replace(size, num_cpus=num_cpus, num_gpus=num_gpus, nodes=())
+
+
 def plan_worker_cpus(
     num_threads: int, least: int, most: int, device: str, size: ClusterSize
 ) -> float:
@@ -78,8 +103,8 @@ def plan_worker_cpus(
     """
     if device == "cuda" and least > size.num_gpus:
         raise ResourceError(
-            f"GPUs: {least} workers x 1 = {least}, but the cluster has {size.num_gpus:g}. Use "
-            "fewer workers (--how.workers) or a larger cluster"
+            f"GPUs: {least} workers x 1 = {least}, but the cluster has {size.num_gpus:g} for them. "
+            "Use fewer workers (--how.workers) or a larger cluster"
         )
     wanted = 1.0 if device == "cuda" else float(num_threads)
     if most > least:
@@ -88,7 +113,7 @@ def plan_worker_cpus(
     if share < 0.05:
         raise ResourceError(
             f"CPUs: {most} workers and {READER_CPUS} for those that read samples, but the cluster "
-            f"has {size.num_cpus:g}. Use fewer workers (--how.workers)"
+            f"has {size.num_cpus:g} for them. Use fewer workers (--how.workers)"
         )
     return min(share, wanted)
 

@@ -65,7 +65,9 @@ def make_stage(work: TrainWork, device: str) -> TrainStage:
     """
     if work.autoencoder is not None:
         return _autoencoder_stage(work, device)
-    frozen = load_frozen(work, device)
+    # Held-out samples are read, and encoded, by the workers themselves.
+    encodes = not work.num_encoders or work.holdout is not None
+    frozen = load_frozen(work, device, encodes=encodes)
     assert work.objective is not None
     whole = dataclasses.replace(work.objective, dropout=ConditionDropout(text=0.0))
     return TrainStage(

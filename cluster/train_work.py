@@ -68,6 +68,7 @@ class TrainWork:
         compile: run the network through ``torch.compile``.
         device: ``cpu`` or ``cuda``.
         num_threads: torch threads of each worker on the CPU.
+        num_encoders: actors that encode pictures and captions; 0: the workers do.
         min_workers: the fewest that it may have; as many as ``num_workers`` if it is no range.
         micro_batch_size: rows of one forward pass; 0: a worker's whole share of the batch.
         cpus_per_worker: that each reserves.
@@ -113,6 +114,7 @@ class TrainWork:
     compile: bool
     device: str
     num_threads: int
+    num_encoders: int
     min_workers: int
     micro_batch_size: int
     cpus_per_worker: float

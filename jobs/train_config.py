@@ -169,6 +169,7 @@ class TrainConfig:
             ("validate", self.validate != "none"),
             ("how.zero 3", self.how.zero == 3),
             ("how.compile", self.how.compile),
+            ("how.encoders", bool(self.how.encoders)),
         ):
             if is_used:
                 raise ConfigError(

@@ -30,6 +30,9 @@ class TrainHow:
     min_workers: int = 0
     """Go on with fewer workers, down to so many, when machines are lost, and with more again, up to
     how.workers, when there are some; 0: never another number."""
+    encoders: int = 0
+    """Actors beside the workers, each with a GPU of its own if there are any, that encode pictures
+    and captions; 0: the workers do it themselves."""
     micro_batch_size: int = 0
     """Samples in one forward pass of a worker; 0: a worker's whole share of the batch."""
     zero: Literal[1, 2, 3] = 2
@@ -73,7 +76,10 @@ class TrainHow:
     def __post_init__(self) -> None:
         for name in ("report_every", "checkpoint_every", "validate_every", "keep_checkpoints"):
             check(f"how.{name}", getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("workers", "min_workers", "micro_batch_size", "batches_ahead", "max_failures"):
+        for name in (
+            *("workers", "min_workers", "encoders"),
+            *("micro_batch_size", "batches_ahead", "max_failures"),
+        ):
             check(f"how.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
         check("how.max_skipped", self.max_skipped, self.max_skipped >= 1, "1 or more")
         check("how.cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "1 or more")

@@ -15,14 +15,20 @@ def refuse_impossible(config: TrainConfig) -> None:
 
     Raises:
         ConfigError: a tracker's library is missing, ``vae.inception`` has no pictures to look at or
-            is no file, ``validate`` goes with neither a refiner nor ZeRO 3, or the workers that are
-            asked for cannot share the batch.
+            is no file, ``validate`` goes with neither a refiner nor ZeRO 3, ``encoders`` not with a
+            range of workers, or the workers that are asked for cannot share the batch.
     """
     check_services(config.how.trackers)
     if config.vae.inception:
         _refuse_inception(config)
     if config.validate != "none":
         _refuse_validation(config)
+    if config.how.encoders and config.how.min_workers:
+        raise ConfigError(
+            f"how.encoders: found {config.how.encoders} with how.min_workers="
+            f"{config.how.min_workers}, expected one of them: Ray Train would count the encoders' "
+            "devices as room for more workers"
+        )
     if config.how.workers:
         refuse_workers(config, config.how.workers)
 

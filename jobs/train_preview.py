@@ -7,7 +7,12 @@ from jobs.registry import Plan
 from jobs.train_start import Start
 from sdxl_core.data.plan_coverage import Coverage
 from sdxl_core.nets.components import network_builder
-from sdxl_core.nets.flops import num_unet_parameters, unet_without_memory
+from sdxl_core.nets.flops import (
+    num_unet_parameters,
+    text_flops,
+    unet_without_memory,
+    vae_encode_flops,
+)
 from sdxl_core.training.autoencoder_network import AdversarialPair
 from sdxl_core.training.lora import LoraSettings, num_lora_parameters
 from sdxl_core.training.pieces import KINDS
@@ -33,6 +38,7 @@ def preview(start: Start) -> Plan:
         work.flops_of_bucket[line.bucket] * line.num_drawn for line in coverage.buckets
     )
     flops = epoch_flops * work.num_steps / epoch.num_batches
+    encoding = _encoding_flops(start) * work.num_steps / epoch.num_batches
     hours = flops / (_PEAK_FLOPS_PER_S * _ASSUMED_MFU) / 3600
     num_epochs = work.num_steps / epoch.num_batches
     buckets = _bucket_values(coverage)
@@ -43,6 +49,7 @@ def preview(start: Start) -> Plan:
         f"{coverage.num_rows} samples, {work.ingest.view.pixels}, texts {work.ingest.view.texts}; "
         f"{work.num_steps} steps = {num_epochs:.2f} epochs of {epoch.num_batches} batches",
         *_holdout_lines(work),
+        *_encoder_lines(work, encoding / flops if flops else 0.0),
         f"first epoch: {coverage.num_unseen} samples not seen, {coverage.num_repeated} twice or "
         "more",
         *(
@@ -67,6 +74,7 @@ def preview(start: Start) -> Plan:
         "num_trained_parameters": num_trained,
         "state_bytes_per_worker": state,
         "flops": flops,
+        "encoding_flops": encoding,
         "h100_hours_at_40_percent": hours,
         "fingerprint": work.fingerprint,
     }
@@ -131,6 +139,29 @@ def _holdout_lines(work: TrainWork) -> list[str]:
             else "their rFID is not: --vae.inception names no network"
         )
     return lines
+
+
+def _encoding_flops(start: Start) -> float:
+    """Operations of an epoch that turn pictures and captions into what the UNet reads."""
+    view, preset = start.work.ingest.view, start.preset
+    if start.work.autoencoder is not None:
+        return 0.0
+    text = text_flops(preset) if view.texts == "live" else 0
+    return sum(
+        line.num_drawn
+        * (text + (vae_encode_flops(preset, *line.bucket) if view.pixels == "images" else 0))
+        for line in start.epoch.coverage().buckets
+    )
+
+
+def _encoder_lines(work: TrainWork, share: float) -> list[str]:
+    if not share:
+        return []
+    who = f"{work.num_encoders} encoders" if work.num_encoders else "the workers"
+    what = "pictures and captions" if work.ingest.view.pixels == "images" else "captions"
+    if work.ingest.view.texts == "stored":
+        what = "pictures"
+    return [f"{what} are encoded by {who}: {share:.1%} of the training's FLOP, on top of them"]
 
 
 def state_bytes(

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from cluster.ingest import IngestWork
-from cluster.train_validation import Validation
-from cluster.train_work import Holdout, TrainWork
+from cluster.train_work import TrainWork
 from jobs.train_config import TrainConfig, parse_bucket_weights
 from sdxl_core.data.buckets import Bucket
 from sdxl_core.data.plan import PlanSettings
@@ -137,12 +136,10 @@ def work_of(
     objective: Objective | None,
     fingerprint: str,
     digest: str,
-    validation: Validation | None,
-    holdout: Holdout | None,
     device: str,
     cpus: float,
 ) -> TrainWork:
-    """What workers have to know; ``digest`` is the model's."""
+    """What workers have to know to train; ``digest`` is the model's. Nothing is measured beside."""
     how = config.how
     return TrainWork(
         out=config.out,
@@ -174,6 +171,7 @@ def work_of(
         compile=how.compile,
         device=device,
         num_threads=how.cpu_threads,
+        num_encoders=how.encoders,
         min_workers=how.min_workers or ingest.world_size,
         micro_batch_size=how.micro_batch_size,
         cpus_per_worker=cpus,
@@ -185,7 +183,7 @@ def work_of(
         max_failures=how.max_failures,
         tensorboard=how.tensorboard,
         trackers=how.trackers,
-        validation=validation,
-        holdout=holdout,
+        validation=None,
+        holdout=None,
         stop_grace_s=how.stop_grace_s,
     )

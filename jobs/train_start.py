@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cluster.ingest import IngestWork, check_shares
 from cluster.resources import ClusterSize
-from cluster.train_size import accumulated_passes, plan_worker_cpus
+from cluster.train_size import accumulated_passes, beside_encoders, plan_worker_cpus
 from cluster.train_start import SampleKind, look_at_samples, refuse_other_latents
 from cluster.train_validation import Validation, read_validation_prompts
 from cluster.train_work import Holdout, TrainWork
@@ -80,6 +80,7 @@ def start(config: TrainConfig, size: ClusterSize) -> Start:
     """
     how = config.how
     device = how.device if how.device != "auto" else ("cuda" if size.num_gpus else "cpu")
+    size = beside_encoders(size, how.encoders, device)
     num_workers = how.workers or (int(size.num_gpus) if device == "cuda" else 1)
     sizes = refuse_workers(config, num_workers)
     cpus = plan_worker_cpus(how.cpu_threads, sizes[0], sizes[-1], device, size)
@@ -113,11 +114,10 @@ def start(config: TrainConfig, size: ClusterSize) -> Start:
         objective=objective,
         fingerprint=fingerprint,
         digest=digest,
-        validation=validation,
-        holdout=held,
         device=device,
         cpus=cpus,
     )
+    work = dataclasses.replace(work, validation=validation, holdout=held)
     return Start(work=work, epoch=epoch, preset=preset)
 
 
@@ -241,6 +241,11 @@ def _check_samples(config: TrainConfig, found: SampleKind, manifest: SampleManif
         raise ConfigError(
             f"stage refiner: {found.without_aesthetic} has rows without an aesthetic score, which "
             "a refiner is conditioned on; prepare the samples from a source with such a column"
+        )
+    if config.how.encoders and found.pixels == "latents" and _takes_stored_texts(config, found):
+        raise ConfigError(
+            f"how.encoders: found {config.how.encoders}, but latents and texts are stored in "
+            f"{manifest.files[0]}: nothing is left to encode. Leave it away, or use --texts live"
         )
     if config.texts == "stored" and not found.has_texts:
         raise ConfigError(

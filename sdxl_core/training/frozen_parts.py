@@ -6,6 +6,7 @@ text width, P pooled width, N micro-conditioning numbers.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,10 +65,10 @@ class FrozenParts:
 
     def batch(self, samples: SampleBatch) -> DiffusionBatch:
         """The samples as the UNet reads them: latents drawn, captions encoded."""
-        states_BTD, pooled_BP = self._texts(samples)
+        states_BTD, pooled_BP = self.texts(samples)
         return DiffusionBatch(
             latents_BCHW=posterior_latents(
-                self._moments(samples),
+                self.moments(samples),
                 samples.seeds,
                 scaling_factor=self.model.preset.vae.scaling_factor,
             ),
@@ -77,7 +78,8 @@ class FrozenParts:
         )
 
     @torch.no_grad()
-    def _moments(self, samples: SampleBatch) -> Tensor:
+    def moments(self, samples: SampleBatch) -> Tensor:
+        """Mean and log-variance of the latents (B, 2 C, H, W), stored or encoded now."""
         if samples.moments_BCHW is not None:
             # A copy: arrays out of the object store cannot be written to, which torch warns of.
             return to_device(torch.tensor(samples.moments_BCHW), self.device)
@@ -85,11 +87,35 @@ class FrozenParts:
         rgb_BCHW = to_device(torch.tensor(samples.images_BHWC), self.device).permute(0, 3, 1, 2)
         return encode_image(self.model.vae, rgb_BCHW.float() / 127.5 - 1)
 
-    def _texts(self, samples: SampleBatch) -> tuple[Tensor, Tensor]:
+    def texts(self, samples: SampleBatch) -> tuple[Tensor, Tensor]:
+        """Text states (B, T, D) and pooled vectors (B, P), stored or encoded now."""
         if samples.states_BTD is None or samples.pooled_BP is None:
             return encode_captions(self.model, samples.captions, self.device)
         states_BTD = to_device(torch.tensor(samples.states_BTD), self.device)
         return states_BTD, to_device(torch.tensor(samples.pooled_BP), self.device)
+
+
+def encode_samples(parts: FrozenParts, samples: SampleBatch) -> SampleBatch:
+    """The samples with latents and texts instead of pictures and captions that need a network.
+
+    ``parts.batch`` makes the same of them as of the samples themselves, to the bit.
+
+    Args:
+        parts: the networks.
+        samples: of one forward pass; what is encoded already stays as it is.
+
+    Returns:
+        With ``moments_BCHW``, ``states_BTD`` and ``pooled_BP``, float32 where they were made now:
+        numpy has no bfloat16, and float32 has all its numbers.
+    """
+    made: dict[str, Any] = {}
+    if samples.moments_BCHW is None:
+        made["moments_BCHW"] = parts.moments(samples).cpu().numpy()
+    if samples.states_BTD is None or samples.pooled_BP is None:
+        states_BTD, pooled_BP = parts.texts(samples)
+        made["states_BTD"] = states_BTD.float().cpu().numpy()
+        made["pooled_BP"] = pooled_BP.float().cpu().numpy()
+    return dataclasses.replace(samples, images_BHWC=None, **made)
 
 
 def freeze(model: SdxlModel, *, device: str, drops_captions: bool = True) -> FrozenParts:

@@ -54,7 +54,7 @@ def train_here(work: TrainWork, *, stop_at: int | None = None) -> ZeroEngine:
         ask=lambda: Wishes(stop=stop_at == seen[-1] + 1),
         on_report=on_report,
         on_validation=lambda _progress: (
-            {} if held is None else held.measure(engine, stage.held_losses_of, device="cpu")
+            {} if held is None else held.measure(engine, stage, device="cpu")
         ),
     )
     checkpointer.close()

@@ -64,6 +64,7 @@ def train_work(samples: str, model: str, out: Path, **more: Any) -> TrainWork:
         "compile": False,
         "device": "cpu",
         "num_threads": 1,
+        "num_encoders": 0,
         "min_workers": 1,
         "micro_batch_size": 2,
         "cpus_per_worker": 1.0,

@@ -1,4 +1,4 @@
-"""Adapters, autoencoder and held-out samples as whole jobs: the bits of the same without Ray."""
+"""Adapters, encoders, autoencoder and held-out samples as whole jobs: the bits of no Ray at all."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _COMPARED = (
 
 def short_run(samples: str, out: Path, model: str, **more: Any) -> TrainConfig:
     """One worker, a third of the samples held out, which are measured twice."""
-    how = {"workers": 1, "validate_every": 2}
+    how = {"workers": 1, "validate_every": 2, "encoders": more.pop("encoders", 0)}
     values = {"steps": NUM_STEPS, "holdout": 0.3, "holdout_samples": 5, "how": how}
     return settings(samples, out, model, **values | more)
 
@@ -62,11 +62,14 @@ def changed_networks(before: str, after: str) -> set[str]:
     }
 
 
-def test_adapter_and_held_out_samples_as_a_job(
+def test_adapter_encoders_and_held_out_samples_as_a_job(
     local_ray: None, models: MicroModels, tmp_path: Path
 ) -> None:
-    samples = write_samples(tmp_path / "samples", model_digest="x")
-    config = short_run(samples, tmp_path / "out", models.base, lora_rank=2, export="ema")
+    """From pictures, which an encoder beside the worker sees; without Ray the worker does."""
+    samples = write_samples(tmp_path / "samples", model_digest="x", latents=False)
+    config = short_run(
+        samples, tmp_path / "out", models.base, lora_rank=2, export="ema", encoders=1
+    )
     summary = run(config)
     assert (summary.step, summary.num_skipped) == (NUM_STEPS, 0)
     assert_same_without_ray(config, tmp_path / "straight")

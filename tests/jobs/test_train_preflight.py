@@ -70,6 +70,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> MicroModels:
             {"stage": "vae", "holdout": 0.1, "vae": AutoencoderOptions(inception="fid.pth")},
             r"vae\.inception: fid\.pth: a pickle can run any code",
         ),
+        (
+            {"batch": 4, "how": TrainHow(workers=2, min_workers=1, encoders=1)},
+            r"how\.encoders: found 1 with how\.min_workers=1, expected one of them",
+        ),
         ({"how": TrainHow(trackers=("mlflow",))}, r"pip install 'sdxl-ray\[mlflow\]'"),
     ],
 )

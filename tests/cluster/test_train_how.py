@@ -1,10 +1,13 @@
 """Options that say how a step is computed: the same samples, losses and weights as without them."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import pytest
+from torch import nn
+from torch._dynamo.utils import counters
 
 from tests.cluster.train_group import run_group, same_bits, state_of
 from tests.cluster.train_here import train_here
@@ -53,3 +56,35 @@ def test_other_ways_to_compute_a_step_give_the_same_losses(tmp_path: Path) -> No
     assert len(plain) == 3
     assert losses(tmp_path / "activation_checkpointing") == plain
     assert losses(tmp_path / "channels_last") == pytest.approx(plain, rel=1e-4)
+
+
+def train_compiled(folder: Path, model: str, samples: str) -> None:
+    """Traced and differentiated as a whole; kernels as without: making new ones takes minutes."""
+    traced = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    for stage in (1, 2, 3):
+        for name in ("plain", "compile"):
+            work = train_work(
+                samples,
+                model,
+                folder / f"{name}-{stage}",
+                num_steps=3,
+                precision="float32",
+                frozen_precision="float32",
+                zero_stage=stage,
+                compile=name == "compile",
+            )
+            ingest = dataclasses.replace(work.ingest, world_size=2, num_accumulated=1)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(nn.Module, "compile", traced)
+                before = counters["frames"]["ok"]
+                train_here(dataclasses.replace(work, ingest=ingest))
+            assert (counters["frames"]["ok"] > before) == work.compile
+
+
+def test_a_compiled_network_learns_the_same_at_every_stage(tmp_path: Path) -> None:
+    model = write_models(tmp_path / "models").base
+    samples = write_samples(tmp_path / "samples", model_digest="m")
+    run_group(train_compiled, world_size=2, folder=tmp_path, arguments=(model, samples))
+    for stage in (1, 2, 3):
+        plain = losses(tmp_path / f"plain-{stage}")
+        assert losses(tmp_path / f"compile-{stage}") == pytest.approx(plain, rel=1e-4)

@@ -130,23 +130,33 @@ def test_fault_ten_kills_of_workers_and_command_leave_the_undisturbed_bits(
 
 
 NODES = """
-import sys, threading, time
+import os, signal, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from jobs.__main__ import main
 from tests.flow import kit
-from tests.flow.train_kit import newest_step
+from tests.flow.train_kit import newest, newest_step
 
 how, out, small = sys.argv[1], sys.argv[2], {"object_store_memory": 80 << 20}
 head = {"num_cpus": 0, "include_dashboard": False, **small}
 cluster = Cluster(initialize_head=True, head_node_args=head)
-nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
+nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(1 if how == "more" else 2)]
 ray.init(address=cluster.address, log_to_driver=False)
 # The machine of the command is another matter: the command dies with it.
 here = ray.get_runtime_context().get_node_id()
-victim = next(node for node in nodes if node.node_id != here)
+others = [node for node in nodes if node.node_id != here]
+has_ended = threading.Event()
+
+def gain_a_node():
+    kit.wait_until(lambda: newest_step(out), "a checkpoint", timeout_s=400)
+    ray._private.utils.set_sigterm_handler = lambda *_: None  # only the main thread may
+    cluster.add_node(num_cpus=1, **small)
+    print("a node has come", flush=True)
+    kit.wait_until(lambda: newest(out).world_size == 2, "a checkpoint of two", timeout_s=400)
+    os.kill(os.getpid(), signal.SIGINT)
+    has_ended.wait()  # a machine ends with the thread that started it
 
 def tell_that_it_goes():
     metrics = Path(out, "metrics.jsonl")
@@ -154,19 +164,20 @@ def tell_that_it_goes():
     preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = 1000 * (time.time() + 300)
     gcs = ray._raylet.GcsClient(address=cluster.address)
-    accepted, why_not = gcs.drain_node(victim.node_id, preemption, "", int(deadline_ms))
+    accepted, why_not = gcs.drain_node(others[0].node_id, preemption, "", int(deadline_ms))
     assert accepted, why_not
 
 def lose_a_node():
     if how == "told":
         tell_that_it_goes()
     kit.wait_until(lambda: newest_step(out), "a checkpoint", timeout_s=400)
-    cluster.remove_node(victim, allow_graceful=False)
+    cluster.remove_node(others[0], allow_graceful=False)
     print("a node is gone", flush=True)
 
-thread = threading.Thread(target=lose_a_node)
+thread = threading.Thread(target=gain_a_node if how == "more" else lose_a_node)
 thread.start()
 code = main(sys.argv[3:])
+has_ended.set()
 thread.join()
 ray.shutdown()
 cluster.shutdown()
@@ -174,16 +185,30 @@ sys.exit(code)
 """
 
 
-def lose_a_node(how: str, config: TrainConfig, folder: Path) -> None:
-    """Runs the command on two machines, one of which goes; ``how`` is "told" or "untold"."""
-    log = folder / "log"
+def run_on_nodes(how: str, config: TrainConfig, folder: Path) -> None:
+    """Runs the command on two machines, one of which goes: "told" or "untold"; or on one, beside
+    which there is "more" after a while, and stops it when that is used."""
+    log, is_lost = folder / "log", how != "more"
     first, *_, recipe = command(config, folder / "recipe.toml")
     job = ["train", config.samples, config.out, "--recipe", recipe]
     # Ray Train waits so long for a machine that it does not know to be gone yet.
     env = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
     code = kit.run_command([first, "-c", NODES, how, config.out, *job], log, env, timeout_s=800)
-    assert code == 0, log.read_text(errors="replace")[-3000:]
-    assert "a node is gone" in log.read_text(errors="replace")
+    assert code == (0 if is_lost else 130), log.read_text(errors="replace")[-3000:]
+    said = "a node is gone" if is_lost else "a node has come"
+    assert said in log.read_text(errors="replace")
+
+
+def assert_same_data(out: Path, straight: Path, num_steps: int) -> None:
+    """The loss of other samples, noise or levels would be another one; that of other workers is
+    rounded otherwise."""
+    ours, theirs = reports(out), reports(straight)
+    assert [line["step"] for line in ours] == list(range(1, num_steps + 1))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert {n for n in mine if n.startswith("loss_by")} == {
+            n for n in other if n.startswith("loss_by")
+        }
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3), mine["step"]
 
 
 @pytest.mark.multinode
@@ -193,21 +218,33 @@ def test_fault_lost_node_leaves_a_smaller_group_that_sees_the_rest_of_the_same_d
     out = tmp_path / "out"
     how = {"min_workers": 1, "keep_checkpoints": 100}
     config = settings(samples, out, models.base, steps=30, how=how)
-    lose_a_node("untold", config, tmp_path)
+    run_on_nodes("untold", config, tmp_path)
     store = open_store(out)
     sizes = [read_record(store, step).world_size for step in committed_steps(store)]
     assert (sizes[0], sizes[-1]) == (2, 1)
     assert sizes == sorted(sizes, reverse=True)
     assert newest(out).num_samples == config.steps * config.batch
-    ours, theirs = reports(out), reports(undisturbed(config, tmp_path / "straight"))
-    assert [line["step"] for line in ours] == list(range(1, config.steps + 1))
-    # The loss of other samples, noise or levels would be another one; that of other workers is
-    # rounded otherwise.
-    for mine, other in zip(ours, theirs, strict=True):
-        assert {n for n in mine if n.startswith("loss_by")} == {
-            n for n in other if n.startswith("loss_by")
-        }
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3), mine["step"]
+    assert_same_data(out, undisturbed(config, tmp_path / "straight"), config.steps)
+
+
+@pytest.mark.multinode
+def test_fault_machine_that_comes_later_makes_the_group_larger_on_the_same_data(
+    samples: str, models: MicroModels, tmp_path: Path
+) -> None:
+    """Ray Train looks every minute: steps are large, and learn little, so that few are enough."""
+    out = tmp_path / "out"
+    how = {"min_workers": 1, "keep_checkpoints": 1000, "checkpoint_every": 20}
+    endless = settings(
+        samples, out, models.base, steps=1_000_000, batch=32, learning_rate=1e-5, how=how
+    )
+    run_on_nodes("more", endless, tmp_path)
+    store = open_store(out)
+    sizes = [read_record(store, step).world_size for step in committed_steps(store)]
+    assert (sizes[0], sizes[-1]) == (1, 2)
+    assert sizes == sorted(sizes)
+    config = dataclasses.replace(endless, steps=newest(out).step)
+    assert newest(out).num_samples == config.steps * config.batch
+    assert_same_data(out, undisturbed(config, tmp_path / "straight"), config.steps)
 
 
 @pytest.mark.multinode
@@ -217,7 +254,7 @@ def test_fault_node_that_is_told_to_go_leaves_a_checkpoint_of_that_moment(
     out, steps = tmp_path / "out", 600
     how = {"min_workers": 1, "keep_checkpoints": 100, "checkpoint_every": 10 * steps}
     config = settings(samples, out, models.base, steps=steps, how=how)
-    lose_a_node("told", config, tmp_path)
+    run_on_nodes("told", config, tmp_path)
     store = open_store(out)
     first, *_, last = committed_steps(store)
     assert 0 < first < last == steps

@@ -36,7 +36,9 @@ def load_trained(work: TrainWork) -> nn.Module:
     if work.channels_last:
         use_channels_last_activations(network)
     if work.compile:
-        network.compile()
+        from sdxl_core.training.compilation import compile_for_sizes
+
+        compile_for_sizes(network, len(work.ingest.manifest.buckets))
     trained: nn.Module = network.train()
     return trained
 

@@ -5,12 +5,14 @@ sample is comes from its seed alone, as in the product.
 """
 
 import dataclasses
+import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -28,6 +30,11 @@ from sdxl_core.training.sample_draws import normals
 from sdxl_core.training.seeded_batches import SampleBatch
 from sdxl_core.training.seeded_objective import SampleLosses
 
+_IMPORTED_ONCE = [
+    *("sdxl_core.nets.unet", "sdxl_core.nets.vae", "sdxl_core.nets.text_encoders"),
+    *("deepspeed", "peft", "ray", "torch._dynamo", "tensorboardX"),
+]
+
 GLOBAL_BATCH_SIZE, NUM_ACCUMULATED, WIDTH = 8, 2, 7
 BUCKET = (8, 8)
 
@@ -35,12 +42,19 @@ BUCKET = (8, 8)
 def run_group(
     function: Callable[..., None], *, world_size: int, folder: Path, arguments: tuple[Any, ...] = ()
 ) -> None:
-    """Calls ``function(folder, *arguments)`` in ``world_size`` processes that form a group."""
-    torch.multiprocessing.spawn(
-        _join_group,
-        args=(world_size, uuid.uuid4().hex, function, folder, arguments),
-        nprocs=world_size,
-    )
+    """Calls ``function(folder, *arguments)`` in ``world_size`` processes that form a group.
+
+    They are forked from a process that has imported the libraries, once for all tests.
+    """
+    multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")  # as ``use_cpu_accelerator``, for the first import
+        torch.multiprocessing.start_processes(
+            _join_group,
+            args=(world_size, uuid.uuid4().hex, function, folder, arguments),
+            nprocs=world_size,
+            start_method="forkserver",
+        )
 
 
 def _join_group(

@@ -10,11 +10,12 @@ A worker that dies leaves no exception behind. The hub counts how often each sta
 part; a part that was begun too often is failed instead of being tried for ever.
 """
 
+import contextlib
 import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from cluster.messages import PartWork, RowWork
@@ -177,6 +178,16 @@ def try_twice(
             if is_last:
                 raise RuntimeError(f"{what}: {describe(error)}") from error
             logger.warning("%s timed out, the machine is busy; trying once more", what)
+
+
+@contextlib.contextmanager
+def ending_with_its_device() -> Iterator[None]:
+    """Ends this process when what is called within finds its device unusable; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        _leave_broken_process(error)
+        raise
 
 
 def describe(error: BaseException) -> str:

@@ -8,6 +8,7 @@ Legend of shape suffixes: B batch, G groups of samples, N samples, D features of
 originals and the decoded pictures.
 """
 
+import math
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -111,13 +112,22 @@ class _FeaturePairs:
         places = slice(self._starts[number], self._starts[number] + len(originals_BCHW))
         for which, pictures_BCHW in enumerate((originals_BCHW, bytes_of(decoded_BCHW))):
             self._features_2ND[which, places] = self._features_of(pictures_BCHW)
+        is_finite_B = decoded_BCHW.flatten(1).isfinite().all(1)
+        self._features_2ND[1, places][~is_finite_B] = torch.nan
 
     def distance(self) -> dict[str, float]:
-        """``holdout/rfid`` of all workers' pictures; all of them call it together."""
+        """``holdout/rfid`` of all workers' pictures, on the first worker; all call it together.
+
+        Not a number if a decoded picture is not finite.
+        """
         if self._features_of is None:
             return {}
         dist.all_reduce(self._features_2ND)
+        if dist.get_rank() > 0:  # who tells nobody; the library takes its time
+            return {}
         originals_ND, decoded_ND = self._features_2ND
+        if not decoded_ND.isfinite().all():
+            return {"holdout/rfid": math.nan}
         return {"holdout/rfid": frechet_distance(originals_ND, decoded_ND)}
 
 

@@ -79,9 +79,10 @@ def beside_encoders(size: ClusterSize, num_encoders: int, device: str) -> Cluste
     num_cpus = size.num_cpus - num_encoders * ENCODER_CPUS
     if (device == "cuda" and num_gpus < 1) or num_cpus <= 0:
         raise ResourceError(
-            f"how.encoders: {num_encoders} encoders x (1 GPU, {ENCODER_CPUS} CPUs), but the "
-            f"cluster has {size.num_gpus:g} GPUs, {size.num_cpus:g} CPUs, workers included. Use "
-            "fewer encoders"
+            f"how.encoders: {num_encoders} encoders x "
+            f"{'1 GPU' if device == 'cuda' else f'{ENCODER_CPUS} CPUs'}, but the cluster has "
+            f"{size.num_gpus:g} GPUs and {size.num_cpus:g} CPUs, for workers as well. Use fewer "
+            "encoders"
         )
     return dataclasses.replace(size, num_cpus=num_cpus, num_gpus=num_gpus, nodes=())
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from cluster.checkpoints import Checkpointer, Progress, load_checkpoint
 from cluster.ingest import ray_steps, start_feeder
 from cluster.tracking import Tracker
-from cluster.train_encoders import start_encoders
+from cluster.train_encoders import check_encoders, start_encoders
 from cluster.train_holdout import HoldoutMeter
 from cluster.train_hub import StopFlag
 from cluster.train_loop import LoopSettings, train_loop
@@ -63,9 +63,12 @@ def _train(work: TrainWork, hub: Any) -> None:
     start_step = 0 if found is None else found[1].step
     feeder = f"{run_name(work)}-feeder-{token}"
     if rank == 0:  # it reads while the networks are loaded
-        start_feeder(work.ingest, start=start_step, name=feeder, encoders=start_encoders(work))
+        encoders = start_encoders(work)
+        start_feeder(work.ingest, start=start_step, name=feeder, encoders=encoders)
     stage = make_stage(work, device)
     engine = ZeroEngine(stage.network.to(device), zero_settings(work), device=work.device)
+    if rank == 0 and encoders:
+        check_encoders(encoders)
     start = Progress()
     if found is not None:
         with _scratch(token) as folder:

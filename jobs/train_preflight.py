@@ -1,6 +1,7 @@
 """What cannot work, as far as the settings of ``sdxl train`` tell it by themselves: refused before
 Ray is started and before a sample or a weight is read."""
 
+import importlib.util
 from pathlib import Path
 
 from cluster.tracking_services import check_services
@@ -56,6 +57,11 @@ def _refuse_inception(config: TrainConfig) -> None:
             f"vae.inception: found {path} in the stage {config.stage} with --holdout "
             f"{config.holdout:g}, expected --stage vae with a share of samples that are held out: "
             "rFID is measured on these. Give --holdout, or leave --vae.inception away"
+        )
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise ConfigError(
+            "vae.inception: torch-fidelity is not installed: pip install 'sdxl-ray[train]', here "
+            "and on every worker"
         )
     if path.suffix in PICKLE_SUFFIXES:
         raise ConfigError(f"vae.inception: {pickle_advice(str(path))}")

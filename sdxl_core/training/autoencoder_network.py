@@ -74,11 +74,14 @@ class AutoencoderSettings:
 
         Raises:
             WeightsError: the file cannot be read.
+            ConfigError: torch-fidelity is not installed here.
         """
         if not self.inception:
             return None
-        from sdxl_core.nets.inception import load_inception
-
+        try:
+            from sdxl_core.nets.inception import load_inception
+        except ImportError as error:
+            raise ConfigError(f"vae.inception: {error}; pip install 'sdxl-ray[train]'") from error
         return load_inception(Path(self.inception))
 
 

@@ -83,11 +83,10 @@ def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
             "or more of each"
         )
     both = [features_ND.double().cpu() for features_ND in (first_ND, second_ND)]
-    all_ND = torch.cat(both)
-    if len(all_ND) < all_ND.shape[1]:
+    if sum(map(len, both)) < both[0].shape[1]:
         # A few pictures span a small space, and turning it changes no distance: there the library
         # takes the root of a small matrix instead of one that is nearly all zeros.
-        basis_DN = torch.linalg.qr(all_ND.T).Q
+        basis_DN = torch.linalg.qr(torch.cat(both).T).Q
         both = [features_ND @ basis_DN for features_ND in both]
     statistics = [fid_features_to_statistics(features_ND) for features_ND in both]
     (distance,) = fid_statistics_to_metric(*statistics, verbose=False).values()

@@ -12,11 +12,11 @@ import torch
 
 from cluster.ingest import local_steps, ray_steps, start_feeder
 from cluster.resources import ENCODER_CPUS, ClusterSize
-from cluster.train_encoders import SampleEncoder, start_encoders
+from cluster.train_encoders import SampleEncoder, check_encoders, start_encoders
 from cluster.train_networks import load_frozen
 from cluster.train_size import beside_encoders
 from cluster.train_work import TrainWork
-from sdxl_core.contract.errors import ResourceError, StoreError
+from sdxl_core.contract.errors import ResourceError, StoreError, WeightsError
 from sdxl_core.nets.model import NotLoaded
 from tests.cluster.train_samples import write_samples
 from tests.cluster.train_work import train_work
@@ -93,6 +93,8 @@ def test_encoded_batches_come_in_the_plans_order_also_when_an_encoder_dies(
                 np.testing.assert_array_equal(samples.states_BTD, again.states_BTD)
             if rank == 0 and number == 1:
                 ray.kill(encoders[0], no_restart=False)
+                again = ray.get(encoders[0].encode.remote(expected.batches[0]))
+                np.testing.assert_array_equal(again.states_BTD, step.batches[0].states_BTD)
 
 
 @pytest.mark.ray
@@ -114,5 +116,35 @@ def test_encoders_leave_the_rest_to_the_workers() -> None:
     left = beside_encoders(size, 2, "cuda")
     assert (left.num_gpus, left.num_cpus) == (6.0, 16.0 - 2 * ENCODER_CPUS)
     assert beside_encoders(size, 2, "cpu").num_gpus == 8.0
-    with pytest.raises(ResourceError, match=r"8 encoders x \(1 GPU, .*cluster has 8 GPUs"):
+    with pytest.raises(ResourceError, match="8 encoders x 1 GPU, but the cluster has 8 GPUs"):
         beside_encoders(size, 8, "cuda")
+
+
+def test_a_model_that_cannot_be_read_is_told_of_by_every_call(
+    models: MicroModels, tmp_path: Path
+) -> None:
+    """An actor that dies when it is made could not say why."""
+    work = encoder_work(tmp_path, models.base)
+    encoder = SampleEncoder(dataclasses.replace(work, model=str(tmp_path / "nowhere")))
+    (samples, _) = next(local_steps(work.ingest, start=0, rank=0)).batches
+    for call in (encoder.check, lambda: encoder.encode(samples)):
+        with pytest.raises(WeightsError, match="nowhere"):
+            call()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_encoders_without_room_end_the_run_with_that_message(
+    local_ray: None, models: MicroModels, tmp_path: Path
+) -> None:
+    work = encoder_work(tmp_path, models.base)
+    actor = ray.remote(SampleEncoder)
+    somewhere = actor.options(num_cpus=0)
+    nowhere = actor.options(resources={"no such machine": 1})
+    with pytest.raises(ResourceError, match=r"1 of 1 encoders have not started within 2 s"):
+        check_encoders([nowhere.remote(work)], timeout_s=2)
+    unreadable = dataclasses.replace(work, model=str(tmp_path / "nowhere"))
+    with pytest.raises(WeightsError, match="nowhere"):
+        check_encoders([somewhere.remote(unreadable)])
+    encoder = somewhere.remote(work)
+    check_encoders([encoder])

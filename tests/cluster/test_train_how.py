@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -19,8 +20,12 @@ from tests.micro_models import write_models
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+def reported(name: str, out: Path) -> list[float]:
+    return [json.loads(line)[name] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+losses = functools.partial(reported, "loss")
+gradient_norms = functools.partial(reported, "grad_norm")
 
 
 def train_offloaded(folder: Path, model: str, samples: str) -> None:
@@ -71,6 +76,8 @@ def train_compiled(folder: Path, model: str, samples: str) -> None:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Module, "compile", traced)
+            torch.compiler.reset()
+            counters.clear()
             train_here(exact)
         assert bool(counters["frames"]["ok"]) == exact.compile
 
@@ -80,5 +87,6 @@ def test_a_compiled_network_learns_the_same_at_every_stage(tmp_path: Path) -> No
     samples = write_samples(tmp_path / "samples", model_digest="m", buckets={(32, 32): 14})
     run_group(train_compiled, world_size=2, folder=tmp_path, arguments=(model, samples))
     for stage in (1, 2, 3):
-        plain = losses(tmp_path / f"plain-{stage}")
-        assert losses(tmp_path / f"compile-{stage}") == pytest.approx(plain, rel=1e-4)
+        for read in (losses, gradient_norms):
+            plain = read(tmp_path / f"plain-{stage}")
+            assert read(tmp_path / f"compile-{stage}") == pytest.approx(plain, rel=1e-4)

@@ -12,7 +12,7 @@ from jobs.train_config import TrainConfig
 from jobs.train_vae import AutoencoderOptions
 from sdxl_core.nets.weights import load_model
 from sdxl_core.training.lora_export import DIFFUSERS_FILE, KOHYA_FILE
-from tests.cluster.train_samples import write_samples
+from tests.cluster.train_samples import REFINER_BUCKETS, write_samples
 from tests.flow.train_kit import reports, settings, state_hashes, undisturbed
 from tests.micro_models import MicroModels
 from tests.random_inception import write_random_inception
@@ -35,7 +35,7 @@ _COMPARED = (
 
 def short_run(samples: str, out: Path, model: str, **more: Any) -> TrainConfig:
     """One worker, a third of the samples held out, which are measured twice."""
-    how = {"workers": 1, "validate_every": 2, "encoders": more.pop("encoders", 0)}
+    how = {"workers": 1, "validate_every": 2}
     values = {"steps": NUM_STEPS, "holdout": 0.3, "holdout_samples": 5, "how": how}
     return settings(samples, out, model, **values | more)
 
@@ -62,14 +62,11 @@ def changed_networks(before: str, after: str) -> set[str]:
     }
 
 
-def test_adapter_encoders_and_held_out_samples_as_a_job(
+def test_adapter_and_held_out_samples_as_a_job(
     local_ray: None, models: MicroModels, tmp_path: Path
 ) -> None:
-    """From pictures, which an encoder beside the worker sees; without Ray the worker does."""
-    samples = write_samples(tmp_path / "samples", model_digest="x", latents=False)
-    config = short_run(
-        samples, tmp_path / "out", models.base, lora_rank=2, export="ema", encoders=1
-    )
+    samples = write_samples(tmp_path / "samples", model_digest="x")
+    config = short_run(samples, tmp_path / "out", models.base, lora_rank=2, export="ema")
     summary = run(config)
     assert (summary.step, summary.num_skipped) == (NUM_STEPS, 0)
     assert_same_without_ray(config, tmp_path / "straight")
@@ -80,6 +77,27 @@ def test_adapter_encoders_and_held_out_samples_as_a_job(
     merged = tmp_path / "merged"
     export(ExportConfig(checkpoint=config.out, out=str(merged), layout="diffusers"))
     assert changed_networks(models.base, str(merged)) == {"unet"}
+
+
+def test_refiner_from_pictures_that_an_encoder_beside_the_worker_sees_as_a_job(
+    local_ray: None, models: MicroModels, tmp_path: Path
+) -> None:
+    """Without Ray the worker sees them itself; here it has neither an autoencoder nor captions to
+    encode, only the empty one."""
+    samples = write_samples(
+        tmp_path / "samples", model_digest="x", latents=False, buckets=REFINER_BUCKETS
+    )
+    config = settings(
+        samples,
+        tmp_path / "out",
+        models.refiner,
+        stage="refiner",
+        steps=NUM_STEPS,
+        drop_text=0.5,
+        how={"workers": 1, "encoders": 1},
+    )
+    assert run(config).num_skipped == 0
+    assert_same_without_ray(config, tmp_path / "straight")
 
 
 def test_autoencoder_and_held_out_pictures_as_a_job(

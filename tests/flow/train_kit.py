@@ -33,7 +33,7 @@ def command(config: TrainConfig, recipe: Path) -> list[str]:
 
 def train_straight(folder: Path, config: TrainConfig) -> None:
     work = start(config, ClusterSize(num_cpus=4.0, num_gpus=0.0, memory_bytes=1e9)).work
-    train_here(dataclasses.replace(work, out=str(folder)))
+    train_here(dataclasses.replace(work, out=str(folder), num_encoders=0))
 
 
 def undisturbed(config: TrainConfig, folder: Path) -> Path:

@@ -157,7 +157,7 @@ def _encoding_flops(start: Start) -> float:
 def _encoder_lines(work: TrainWork, share: float) -> list[str]:
     if not share:
         return []
-    who = f"{work.num_encoders} encoders" if work.num_encoders else "the workers"
+    who = f"encoders ({work.num_encoders} of them)" if work.num_encoders else "the workers"
     what = "pictures and captions" if work.ingest.view.pixels == "images" else "captions"
     if work.ingest.view.texts == "stored":
         what = "pictures"

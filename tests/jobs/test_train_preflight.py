@@ -1,6 +1,7 @@
 """What `sdxl train` refuses before it begins. No Ray; what must not be looked at is not there."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,27 @@ def test_what_samples_and_model_tell_is_refused_before_the_ids_of_all_samples_ar
     config = TrainConfig(samples=samples, out=str(tmp_path / "o"), model=models.base, **values)
     with pytest.raises(SdxlError, match=message):
         start(config, SIZE)
+
+
+def test_plan_says_who_encodes_what_and_what_it_costs(models: MicroModels, tmp_path: Path) -> None:
+    for latents, encoders, told in (
+        (False, 2, r"pictures and captions are encoded by encoders \(2 of them\): \d+\.\d% of"),
+        (True, 1, r"captions are encoded by encoders \(1 of them\): \d+\.\d% of"),
+        (True, 0, r"captions are encoded by the workers: \d+\.\d% of"),
+    ):
+        folder = tmp_path / f"{latents}-{encoders}"
+        samples = write_samples(folder, model_digest="x", latents=latents)
+        config = TrainConfig(
+            samples=samples,
+            out=str(tmp_path / "o"),
+            model=models.base,
+            any_latents=True,
+            batch=4,
+            how=TrainHow(encoders=encoders),
+        )
+        plan = preview(start(config, SIZE))
+        assert any(re.match(told, line) for line in plan.lines), plan.lines
+        assert plan.values["encoding_flops"] > 0
 
 
 def test_rfid_of_one_picture_is_refused(models: MicroModels, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def train_loop(
     meter: Meter,
     ask: Callable[[], Wishes],
     on_report: Callable[[Progress, dict[str, float]], None],
+    on_checkpoint: Callable[[], None],
     on_validation: Callable[[Progress], dict[str, float]] | None = None,
 ) -> Outcome:
     """Trains until ``num_steps`` or until some worker is asked to stop; takes a checkpoint then.
@@ -83,6 +84,8 @@ def train_loop(
         checkpointer: writes the state; ``meter`` counts.
         ask: called at every report, on every worker; the wish of one is the wish of all.
         on_report: gets what all workers found, on every worker.
+        on_checkpoint: called before a checkpoint is taken, on every worker: a resume goes on from
+            there, so what was reported until then has to be safe.
         on_validation: called on every worker; leaves the engine's state as it is. What it returns
             is reported with its step.
 
@@ -111,6 +114,7 @@ def train_loop(
             on_report(progress, report.values | own | (found or {}))
             wishes = report.wishes
         if settings.is_checkpoint_due(progress.step) or wishes.checkpoint or wishes.stop:
+            on_checkpoint()
             checkpointer.save(engine, progress)
         if wishes.stop:
             break

@@ -95,7 +95,8 @@ def _train(work: TrainWork, hub: Any) -> None:
             checkpointer=checkpointer,
             meter=make_meter(work, device),
             ask=_Asker(hub),
-            on_report=_ignore if teller is None else teller.report,
+            on_report=_tell_nobody if teller is None else teller.report,
+            on_checkpoint=_tell_nobody if teller is None else teller.flush,
             on_validation=functools.partial(
                 _validate, engine, stage, work, device, held_meter(work), teller
             ),
@@ -110,29 +111,28 @@ class _Teller:
     """The first worker tells people and the driver what all workers have found."""
 
     def __init__(self, work: TrainWork, store: Store, hub: Any, *, start_step: int) -> None:
-        self._work, self._store, self._hub = work, store, hub
+        self._store, self._hub = store, hub
         self._tracker = Tracker(
             store, start_step=start_step, tensorboard=work.tensorboard, services=work.trackers
         )
 
     def report(self, progress: Progress, values: dict[str, float]) -> None:
         self._tracker.add(progress.step, values)
-        every, after = self._work.checkpoint_every, progress.step + self._work.report_every
-        if every and (after - 1) // every > (progress.step - 1) // every:
-            # A resume goes on from a checkpoint before the next report: what led there is kept.
-            self._tracker.flush()
         self._hub.report.remote({"step": float(progress.step), **values})
 
     def show(self, step: int, pictures: Sequence[Picture]) -> None:
         write_pictures(self._store, step, pictures)
         self._tracker.add_pictures(step, pictures)
 
+    def flush(self) -> None:
+        self._tracker.flush()
+
     def close(self) -> None:
         self._tracker.close()
 
 
-def _ignore(_progress: Progress, _values: dict[str, float]) -> None:
-    """The other workers tell nobody."""
+def _tell_nobody(*_: object) -> None:
+    """What the other workers do."""
 
 
 def held_meter(work: TrainWork) -> HoldoutMeter | None:

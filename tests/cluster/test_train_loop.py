@@ -145,3 +145,15 @@ def test_steps_whose_gradient_is_not_finite_are_skipped_and_counted(tmp_path: Pa
             "updates": 2,
             "finite": True,
         }
+
+
+def save_when_asked(folder: Path) -> None:
+    run = ToyRun(folder / "run", stage=2, checkpoint_every=4)
+    run.train(9, save_at=2)
+    assert run.reported_before_checkpoints == [2, 4, 8, 9]
+    if dist.get_rank() == 0:
+        assert committed_steps(open_store(run.store_path)) == [8, 9], "two are kept"
+
+
+def test_reports_are_safe_before_every_checkpoint_those_asked_for_included(tmp_path: Path) -> None:
+    run_group(save_when_asked, world_size=2, folder=tmp_path)

@@ -148,9 +148,13 @@ class ToyRun:
     max_skipped_in_row: int = 20
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     norms: dict[int, float] = dataclasses.field(default_factory=dict)
+    reported_before_checkpoints: list[int] = dataclasses.field(default_factory=list)
 
-    def train(self, num_steps: int, *, stop_at: int | None = None) -> tuple[ZeroEngine, Outcome]:
-        """Trains on; ``stop_at`` is the step after which worker 0 alone is asked to stop."""
+    def train(
+        self, num_steps: int, *, stop_at: int | None = None, save_at: int | None = None
+    ) -> tuple[ZeroEngine, Outcome]:
+        """Trains on; ``stop_at`` and ``save_at`` are the steps after which worker 0 alone is asked
+        to stop, or for a checkpoint."""
         store = open_store(self.store_path)
         engine = toy_engine(self.stage, precision=self.precision)
         record = find_checkpoint(store, "toy")
@@ -192,8 +196,12 @@ class ToyRun:
             start=start,
             checkpointer=checkpointer,
             meter=Meter((BUCKET,), {BUCKET: 100}, device="cpu"),
-            ask=lambda: Wishes(stop=dist.get_rank() == 0 and stop_at == seen[-1] + 1),
+            ask=lambda: Wishes(
+                stop=dist.get_rank() == 0 and stop_at == seen[-1] + 1,
+                checkpoint=dist.get_rank() == 0 and save_at == seen[-1] + 1,
+            ),
             on_report=on_report,
+            on_checkpoint=lambda: self.reported_before_checkpoints.append(seen[-1]),
         )
         return engine, outcome
 

@@ -53,6 +53,7 @@ def train_here(work: TrainWork, *, stop_at: int | None = None) -> ZeroEngine:
         meter=make_meter(work, "cpu"),
         ask=lambda: Wishes(stop=stop_at == seen[-1] + 1),
         on_report=on_report,
+        on_checkpoint=lambda: None if tracker is None else tracker.flush(),
         on_validation=lambda _progress: (
             {} if held is None else held.measure(engine, stage, device="cpu")
         ),

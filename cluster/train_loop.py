@@ -84,8 +84,7 @@ def train_loop(
         checkpointer: writes the state; ``meter`` counts.
         ask: called at every report, on every worker; the wish of one is the wish of all.
         on_report: gets what all workers found, on every worker.
-        on_checkpoint: called before a checkpoint is taken, on every worker: a resume goes on from
-            there, so what was reported until then has to be safe.
+        on_checkpoint: called before each, on every worker: what was reported is to be safe by then.
         on_validation: called on every worker; leaves the engine's state as it is. What it returns
             is reported with its step.
 
@@ -103,10 +102,7 @@ def train_loop(
         _take_step(engine, step, losses_of, meter)
         progress = _advance(engine, progress, step, settings)
         is_last, wishes = progress.step == settings.num_steps, Wishes()
-        found = None
-        if on_validation is not None and settings.is_validation_due(progress.step):
-            with meter.leaving_out():
-                found = on_validation(progress)
+        found = _validate(on_validation, progress, settings, meter)
         if is_last or found is not None or progress.step % settings.report_every == 0:
             report = meter.report(ask())
             seconds_per_step = (time.monotonic() - began) / (progress.step - start.step)
@@ -123,6 +119,19 @@ def train_loop(
     checkpointer.finish()
     dist.barrier()  # the first worker has committed
     return Outcome(progress=progress, is_finished=progress.step >= settings.num_steps)
+
+
+def _validate(
+    on_validation: Callable[[Progress], dict[str, float]] | None,
+    progress: Progress,
+    settings: LoopSettings,
+    meter: Meter,
+) -> dict[str, float] | None:
+    """What was found, if it was time to look; it counts as no time of training."""
+    if on_validation is None or not settings.is_validation_due(progress.step):
+        return None
+    with meter.leaving_out():
+        return on_validation(progress)
 
 
 def _take_step(

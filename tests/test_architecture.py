@@ -92,6 +92,7 @@ def test_modules_have_a_docstring() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_importing_every_module_has_no_effect(tmp_path: Path) -> None:
     """No file is written, no host called, no logger, thread count, generator or path is changed."""

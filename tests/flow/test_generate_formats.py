@@ -26,7 +26,10 @@ from sdxl_core.storage.stores import open_store
 from tests.flow import kit
 from tests.micro_models import MicroModels
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
+pytestmark = [
+    *(pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)),
+    pytest.mark.usefixtures("local_ray"),
+]
 
 Container = Literal["files", "parquet", "webdataset"]
 NUM_ROWS, REFINED = 12, "r2"
@@ -108,8 +111,8 @@ EVERY_FORMAT = pytest.mark.parametrize(
     "made",
     [
         "png_files",
-        pytest.param("jpeg_parquet", marks=pytest.mark.slow),
-        pytest.param("webp_tars", marks=pytest.mark.slow),
+        "jpeg_parquet",
+        "webp_tars",
     ],
     indirect=True,
 )
@@ -140,7 +143,6 @@ def test_every_format_holds_every_image_with_its_parameters_and_is_intact(made: 
     assert check.exit_code == 0, check.to_json()
 
 
-@pytest.mark.slow
 def test_formats_hold_the_same_pictures(
     png_files: Made, jpeg_parquet: Made, webp_tars: Made
 ) -> None:
@@ -154,7 +156,6 @@ def test_formats_hold_the_same_pictures(
         assert all(image.startswith(start) for image in found.images.values())
 
 
-@pytest.mark.slow
 def test_parquet_and_tars_read_with_the_plain_libraries(
     jpeg_parquet: Made, webp_tars: Made
 ) -> None:
@@ -184,14 +185,13 @@ def num_rows_of_spans(out: str, *, after: int) -> dict[str, int]:
     return num_rows
 
 
-@pytest.mark.slow
 # What a commit does to each format is tested without a cluster, in tests/cluster/test_writing.py.
 @pytest.mark.parametrize(
     "made",
     [
         "png_files",
-        pytest.param("jpeg_parquet", marks=pytest.mark.slow),
-        pytest.param("webp_tars", marks=pytest.mark.slow),
+        "jpeg_parquet",
+        "webp_tars",
     ],
     indirect=True,
 )
@@ -223,7 +223,6 @@ def test_retry_works_on_failed_rows_only_and_leaves_what_an_undisturbed_run_leav
     assert {row["num_slots"] for row in rows.values()} >= {2}
 
 
-@pytest.mark.slow
 def test_retry_that_is_stopped_loses_nothing_and_claims_nothing(
     png_files: Made, tmp_path: Path
 ) -> None:
